@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
 from remapkit.plans.cast import cast_plan
 from remapkit.plans.check import Check, check_known_keys, make_check
+from remapkit.plans.layers import is_another_size
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.roots import choose_root, take_root
-from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
+from remapkit.plans.target_check import TargetCheck, check_declared_target, report_other_size, skip_target_check
 from remapkit.registry.identify import hint_layout
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.joined import JoinedReader, refuse_contradictions
@@ -244,6 +245,8 @@ def _check_target(
         # A target whose sources are missing is not reported as missing too.
         partial = partial or bool(lacking) or bool(plan.problems)
         held = _check_declared(rules, plan, declared_target, partial=partial, strict_dtype=strict_dtype)
+        if held.how == "no" and known is not None and is_another_size(plan.source, known):
+            held = replace(held, notes=(*held.notes, report_other_size(plan, known, None)))
     problems = held.problems if held.check is not None else plan.problems
     if problems or lacking:
         raise FailedCheck(hint_layout([*problems, *lacking], plan.source, rules.name))

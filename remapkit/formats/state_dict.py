@@ -77,6 +77,7 @@ def choose_state_dict(content: PickleContent, root: str | None, strict: bool) ->
         )
     chosen = _choose_mapping(walk) if root is None else _find_mapping(walk, "" if root == "." else root)
     tensors = _collect_tensors(chosen)
+    _refuse_partitioned(walk, chosen, tensors)
     unused = [name for name in strange if name not in walk.opaque and name not in walk.hostile_path]
     return StateDict(tensors, chosen.path, (*_describe_ignored(walk, chosen), *_describe_unused(unused)))
 
@@ -321,6 +322,30 @@ def _collect_tensors(chosen: _Chosen) -> dict[str, PickledTensor]:
         elif isinstance(value, PickledStorage):
             raise FileFault("RK409", f"'{show_key(format_key(key))}' is a bare storage, not a tensor")
     return tensors
+
+
+def _refuse_partitioned(walk: Walk, chosen: _Chosen, tensors: dict[str, PickledTensor]) -> None:
+    """Raise if the parameters are elsewhere: ZeRO stage 3 leaves a tensor of shape [0] in place of each.
+
+    DeepSpeed's own files name themselves by their top level; buffers are whole in them. Without these names, a
+    `module` is one if all of its tensors, two or more, are empty. Empty tensors elsewhere are tensors.
+    """
+    empty = [fqn for fqn, tensor in tensors.items() if tensor.shape == (0,)]
+    top = walk.top.items if isinstance(walk.top, PickledDict) else []
+    of_deepspeed = any(key in ("ds_version", "param_shapes") for key, _ in top if isinstance(key, str))
+    if not empty or not (of_deepspeed or (chosen.path == "module" and 1 < len(empty) == len(tensors))):
+        return
+    where = f" under {show_key(chosen.path)!r}" if chosen.path else ""
+    number = f"{len(empty)} of {count_noun(len(tensors), 'tensor')}{where} {'is' if len(empty) == 1 else 'are'} empty"
+    raise FileFault(
+        "RK409",
+        f"{number}, of shape [0]: ZeRO stage 3 has partitioned the parameters over its ranks",
+        help=(
+            "join them first, with the script that DeepSpeed put into that folder: python zero_to_fp32.py . OUT",
+            "or save the model with stage3_gather_16bit_weights_on_model_save",
+        ),
+        notes=(list_names(empty),),
+    )
 
 
 def _make_object_fault(value: Opaque | Global, where: str) -> FileFault:

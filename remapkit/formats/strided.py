@@ -64,6 +64,8 @@ def check_view(fqn: str, tensor: PickledTensor, storage_bytes: int) -> TensorSpe
             f"which is {storage_bytes} bytes"
         )
         raise FileFault("RK405", title, key=fqn)
+    if tensor.packed is not None:
+        return TensorSpec(tensor.packed, (*tensor.shape[:-1], 2 * tensor.shape[-1]))
     return TensorSpec(tensor.dtype, tensor.shape)
 
 

@@ -222,7 +222,7 @@ def _find_tied(tensors: Mapping[str, PickledTensor]) -> tuple[tuple[str, ...], .
     groups: dict[tuple[object, ...], list[str]] = {}
     for fqn, tensor in tensors.items():
         if 0 not in tensor.shape:
-            key = (tensor.storage.key, tensor.dtype, tensor.offset, tensor.shape, tensor.stride)
+            key = (tensor.storage.key, tensor.dtype, tensor.packed, tensor.offset, tensor.shape, tensor.stride)
             groups.setdefault(key, []).append(fqn)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 

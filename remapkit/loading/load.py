@@ -177,7 +177,8 @@ def load_into(
         if root is None and (fit := choose_root(rule_set, plan)) is not None:
             source, values, more = values.take_root(fit)
             notes, plan = (*notes, *more), make_plan(rule_set, source)
-        load_plan = plan_load(target, plan, values, request, strict, extra_state)
+        versions = getattr(ckpt, "_metadata", None) or {}
+        load_plan = plan_load(target, plan, values, request, strict, extra_state, versions)
         lost = target.find_meta_tensors()
         fills, unfilled = rebuild_lost_values(target, lost, factory, buffers or {})
         if problems := (*load_plan.problems, *unfilled):

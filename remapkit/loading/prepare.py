@@ -11,6 +11,7 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.loading.counters import find_old_counters, report_old_counters
 from remapkit.loading.in_place import (
     find_shared_memory,
     has_overlap,
@@ -60,6 +61,8 @@ class LoadPlan:
     assignments: tuple[Assignment, ...]
     kept: tuple[str, ...]
     problems: tuple[Diagnostic, ...]
+    counters: tuple[str, ...] = ()
+    """Counters of batches that the checkpoint is too old to have; see `loading.counters`."""
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
@@ -71,14 +74,25 @@ class LoadPlan:
             for fqn in assignment.targets
         }
         left = tuple(mismatch for mismatch in self.check.dtype_mismatches if mismatch.target not in cast)
-        return replace(self.check, dtype_mismatches=left).notes
+        return (*replace(self.check, dtype_mismatches=left).notes, *report_old_counters(self.target, self.counters))
 
 
 def plan_load(
-    target: LoadTarget, plan: ResolvedPlan, values: TensorValues, request: LoadRequest, strict: bool, extra_state: str
+    target: LoadTarget,
+    plan: ResolvedPlan,
+    values: TensorValues,
+    request: LoadRequest,
+    strict: bool,
+    extra_state: str,
+    versions: Mapping[str, object],
 ) -> LoadPlan:
-    """Plan the assignments and collect all problems. Reads no data except that of tied or merged names."""
+    """Plan the assignments and collect all problems. Reads no data except that of tied or merged names.
+
+    `versions` is the `_metadata` of a state dict in memory.
+    """
     check = make_check(plan, target.header)
+    counters = find_old_counters(target, check, versions)
+    check = replace(check, missing_keys=tuple(fqn for fqn in check.missing_keys if fqn not in counters))
     problems = list(check.problems)
     if not strict:
         problems = [problem for problem in problems if problem.code not in ("RK310", "RK311")]
@@ -96,7 +110,7 @@ def plan_load(
         assignments = tuple(_make_assignments(moves, target, values, request))
     brought = {fqn for assignment in assignments for fqn in assignment.targets}
     kept = tuple(fqn for fqn in target.header if fqn not in brought)
-    return LoadPlan(target, check, assignments, kept, tuple(problems))
+    return LoadPlan(target, check, assignments, kept, tuple(problems), counters)
 
 
 def _diagnose_missing_on_meta(target: LoadTarget, check: Check) -> list[Diagnostic]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from remapkit.loading.counters import make_counters
 from remapkit.loading.cuda_upload import CudaQueue, Upload
 from remapkit.loading.module import LoadTarget, SuppliedValue, assign
 from remapkit.loading.prepare import Assignment, LoadPlan, LoadRequest
@@ -37,6 +38,7 @@ def execute_load(
             made = _make_tensor(assignment, values, uploads, report)
             tensors.update(_spread_tensor(assignment, made, plan.target))
         tensors.update(_move_missing(plan, request.device))
+        tensors.update(make_counters(plan.target, plan.counters, request.device))
         placed = [
             *_place_fills(fills, plan.target, request.device),
             *_move_other_buffers(plan.target, request.device),

@@ -15,10 +15,12 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import count_noun, find_close_name, list_names
 from remapkit.ops.join import needs_values
+from remapkit.plans.layers import find_layers, is_another_size, list_lacking
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.recorded import add_recorded_moves
 from remapkit.plans.roots import find_target_prefix, list_required
+from remapkit.plans.shape_advice import advise_shapes
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
@@ -176,15 +178,26 @@ def count_interchangeable(target: StateDictSpec) -> int:
     return sum(len(group) for group in groups.values() if len(group) > 1)
 
 
+MAX_LACKING = 10_000
+"""The most keys that are listed as lacking in a checkpoint of another size."""
+
+
 def check_known_keys(rules: CompiledRules, plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
     """Report expected source keys that the checkpoint lacks; otherwise half a checkpoint would convert silently.
 
-    Only names are compared, because the same layout exists in several widths. A key that would be dropped may be
-    missing.
+    Only names are compared, because the same layout exists in several sizes: one of another size may have another
+    number of layers, each of which must be whole. If all shapes are the declared ones, fewer layers are a part of
+    that size. A key that would be dropped may be missing.
     """
-    lacking = [fqn for fqn in list_required(known, rules) if fqn not in plan.source]
-    if not lacking or not any(fqn in plan.source for fqn in known):
+    required = list_required(known, rules)
+    if not any(fqn in plan.source for fqn in known):
         return []  # no common names: a different layout, which the plan reports
+    if other_size := is_another_size(plan.source, known):
+        lacking = list_lacking(plan.source, required, find_layers(plan.source, known), MAX_LACKING)
+    else:
+        lacking = [fqn for fqn in required if fqn not in plan.source]
+    if not lacking:
+        return []
     help = [
         "get the whole checkpoint; if a partial checkpoint is intended, pass --partial",
         "or name the target to check against instead: --model M or --target-keys FILE",
@@ -193,10 +206,14 @@ def check_known_keys(rules: CompiledRules, plan: ResolvedPlan, known: StateDictS
         root = found[1].removesuffix(".")
         them = "it is" if len(lacking) == 1 else f"all {len(lacking)} are"
         help.insert(0, f"{them} there under root {root!r}: --root {root}")
+    title = f"the checkpoint lacks {len(lacking)} of the {len(known)} keys that {plan.name} expects"
+    if other_size:
+        what = count_noun(len(lacking), "key")
+        title = f"the checkpoint, another size than {plan.name} declares, lacks {what} of that size"
     return [
         Diagnostic(
             "RK316",
-            f"the checkpoint lacks {len(lacking)} of the {len(known)} keys that {plan.name} expects",
+            title,
             notes=(list_names(lacking),),
             help=tuple(help),
             place=plan.source.name,
@@ -282,13 +299,16 @@ def _report_unexpected_keys(check: Check) -> list[Diagnostic]:
 
 
 def _report_shape_mismatches(check: Check) -> list[Diagnostic]:
+    rows = ((each.target, each.brought.shape, each.wanted.shape) for each in check.shape_mismatches)
+    advice, explained = advise_shapes(rows)
     return _report_mismatches(
         "RK312",
         "shape",
         [(each, str(list(each.brought.shape)), str(list(each.wanted.shape))) for each in check.shape_mismatches],
         check,
         Severity.ERROR,
-        "the model is configured differently, or two tensors are swapped",
+        *advice,
+        *(() if explained else ("the model is configured differently, or two tensors are swapped",)),
     )
 
 
@@ -309,7 +329,7 @@ def _report_mismatches(
     rows: Sequence[tuple[Mismatch, str, str]],
     check: Check,
     severity: Severity,
-    help: str,
+    *help: str,
 ) -> list[Diagnostic]:
     if not rows:
         return []
@@ -324,7 +344,7 @@ def _report_mismatches(
             code,
             count_noun(len(rows), f"{what} mismatch", f"{what} mismatches"),
             notes=(list_names(lines),),
-            help=(help,),
+            help=help,
             severity=severity,
             place=check.plan.source.name,
             values={what: values},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
@@ -16,7 +16,7 @@ from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import rename_reader
 from remapkit.plans.model import ResolvedPlan
-from remapkit.rules.model import CompiledRules
+from remapkit.rules.model import CompiledRules, Rule
 from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.roots import list_roots, split_prefixes
 
@@ -154,6 +154,47 @@ def strip_segments(fqn: str, segments: Collection[str]) -> str:
     return ".".join(each for each in fqn.split(".") if each not in segments)
 
 
+def find_lost_prefix(rules: CompiledRules, fqns: Collection[str], unmatched: Sequence[str]) -> str | None:
+    """Return the shortest prefix that all unmatched keys lack: with it in front, each matches one of `rules:`.
+
+    Only prefixes that rules are written with are tried, at most `MAX_COUNTED`, each up to its first failure.
+
+    >>> import remapkit
+    >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nrules: [{id: r, path: 'model.h.{i:int}.w', to: 'h.{i}.w'}]")
+    >>> find_lost_prefix(rules, ["h.0.w", "h.1.w"], ["h.0.w", "h.1.w"])
+    'model.'
+    """
+    heads = ("".join(_list_leading_words(rule)) for rule in rules.rules)
+    prefixes = {head[: place + 1] for head in heads for place, sign in enumerate(head) if sign == "."}
+
+    def fits(prefix: str) -> bool:
+        return all(
+            f"{prefix}{fqn}" not in fqns and any(found.rule.kind == "rule" for found in rules.match(f"{prefix}{fqn}"))
+            for fqn in unmatched
+        )
+
+    return next(filter(fits, sorted(prefixes, key=lambda prefix: (len(prefix), prefix))[:MAX_COUNTED]), None)
+
+
+def _list_leading_words(rule: Rule) -> Iterator[str]:
+    for part in rule.pattern.parts:
+        if part.values is None or len(part.values) != 1:
+            return
+        yield part.values[0]
+
+
+def _advise_lost_prefix(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str]) -> list[str]:
+    """Return what to do about keys without a prefix that rules expect: a mount adds it to all keys of a file."""
+    if not unmatched or (prefix := find_lost_prefix(rules, set(fqns), unmatched)) is None:
+        return []
+    one, number = len(unmatched) == 1, len(unmatched)
+    if number < len(fqns):
+        those = "that key matches" if one else f"those {number} keys match"
+        return [f"with {prefix!r} in front {those}, but the others have it: add a rule for keys without it"]
+    every = "the only key matches" if one else f"all {number} keys match"
+    return [f"with {prefix!r} in front {every}: put it before the name of the file, {prefix}=FILE"]
+
+
 def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str], root: str = "") -> list[str]:
     """Return what to do about keys that do not match because of what stands around them; nothing if that is no help.
 
@@ -166,7 +207,7 @@ def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[
         options = " ".join(f"--strip {segment}" for segment in segments)
         named = f"segment{'s' if len(segments) > 1 else ''} {join_words(map(repr, segments))}"
         advice.insert(0, f"without the {named} all of them match: {options}")
-    return advice
+    return advice or ([] if root else _advise_lost_prefix(rules, fqns, unmatched))
 
 
 def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:

@@ -11,16 +11,16 @@ expert numbers, and the number of dimensions of each tensor: only that is checke
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.plans.check import Check, Mismatch, make_check
+from remapkit.plans.layers import find_layers, is_another_size
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, read_declared_target
 from remapkit.tensors.families import mask_indices
-from remapkit.tensors.spec import OPAQUE, StateDictSpec, TensorSpec
+from remapkit.tensors.spec import OPAQUE, StateDictSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,8 @@ def check_declared_target(
             missing_keys=() if partial else check.missing_keys,
             shape_mismatches=tuple(each for each in check.shape_mismatches if each.target not in opaque),
         )
-    return TargetCheck(
-        check, "layout" if other_size else "exact", (_report_other_size(plan, target),) if other_size else ()
-    )
+    notes = (report_other_size(plan, known, target),) if known is not None and other_size else ()
+    return TargetCheck(check, "layout" if other_size else "exact", notes)
 
 
 def skip_target_check(rules: CompiledRules, why: str | None = None) -> TargetCheck:
@@ -98,15 +97,6 @@ def skip_target_check(rules: CompiledRules, why: str | None = None) -> TargetChe
 
 
 # --------------------------------------------------------------------------------------------------- other sizes
-
-
-def is_another_size(source: Mapping[str, TensorSpec], known: StateDictSpec) -> bool:
-    """Return whether a header is another size of the known layout: a known name changed shape, or more layers."""
-    if any(fqn in known and spec is not OPAQUE and known[fqn].shape != spec.shape for fqn, spec in source.items()):
-        return True
-    more = [fqn for fqn in source if fqn not in known]
-    kinds = {mask_indices(fqn) for fqn in known} if more else set()
-    return any(mask_indices(fqn) in kinds for fqn in more)
 
 
 def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpec) -> Check:
@@ -135,10 +125,13 @@ def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpe
     )
 
 
-def _report_other_size(plan: ResolvedPlan, target: StateDictSpec) -> Diagnostic:
-    title = (
-        f"only names and numbers of dimensions are checked against {target.name}: "
-        f"the checkpoint is another size than {plan.name} declares"
-    )
+def report_other_size(plan: ResolvedPlan, known: StateDictSpec, target: StateDictSpec | None) -> Diagnostic:
+    """Return the note that a checkpoint is another size than its rules declare, with the layers that it has."""
+    declared = f"the checkpoint is another size than {plan.name} declares"
+    title = f"only names and numbers of dimensions are checked against {target.name}: " if target is not None else ""
     help = "to check shapes and numbers of layers, name the target: --model M, or --target-keys FILE"
-    return Diagnostic("RK361", title, help=(help,), severity=Severity.NOTE, place=plan.source.name)
+    layers = str(find_layers(plan.source, known))
+    notes = (layers,) if layers else ()
+    return Diagnostic(
+        "RK361", title + declared, notes=notes, help=(help,), severity=Severity.NOTE, place=plan.source.name
+    )

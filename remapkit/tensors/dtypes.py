@@ -112,6 +112,9 @@ INTEGERS = tuple(row.name for row in DTYPES.values() if row.kind in ("signed", "
 BY_TORCH_NAME: Mapping[str, str] = {row.torch: row.name for row in DTYPES.values() if row.torch}
 """The safetensors name of each torch dtype."""
 
+PACKED_TORCH_NAMES: Mapping[str, str] = {"F4": "float4_e2m1fn_x2"}
+"""The torch dtypes whose elements are bytes of two: the last dimension of a shape in torch is half of the other."""
+
 BY_STORAGE: Mapping[str, str] = {row.storage: row.name for row in DTYPES.values() if row.storage}
 """The dtype of the elements of each of torch's typed storages."""
 

@@ -17,7 +17,7 @@ from remapkit.files.errors import is_utf8, make_unwritable
 from remapkit.formats.reader import Reader
 from remapkit.formats.torch_file import METADATA
 from remapkit.plans.moves import Move
-from remapkit.tensors.dtypes import DTYPES
+from remapkit.tensors.dtypes import DTYPES, PACKED_TORCH_NAMES
 from remapkit.tensors.spec import TensorSpec
 from remapkit.write.layout import BytesPiece, FileLayout, Piece, Seal, check_dims, make_tensor_piece
 
@@ -174,6 +174,9 @@ def pickle_tensors(tensors: Iterable[tuple[str, TensorSpec, str]]) -> bytes:
 
 def _pickle_tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
     storage, name = DTYPES[spec.dtype].storage, DTYPES[spec.dtype].torch
+    shape = spec.shape
+    if spec.dtype in PACKED_TORCH_NAMES and shape and shape[-1] % 2 == 0:
+        name, shape = PACKED_TORCH_NAMES[spec.dtype], (*shape[:-1], shape[-1] // 2)
     if name is None:
         title = f"{fqn} is {spec.dtype}, which torch.save does not support"
         raise make_unwritable("RK505", title, help=("write a .safetensors file",))
@@ -191,7 +194,7 @@ def _pickle_tensor(fqn: str, spec: TensorSpec, key: str) -> bytes:
     )
     dtype = b"" if storage else f"ctorch\n{name}\n".encode()
     hooks = b"\x89ccollections\nOrderedDict\n)R"
-    view = _pickle_int(0) + _pickle_ints(spec.shape) + _pickle_ints(_compute_strides(spec.shape))
+    view = _pickle_int(0) + _pickle_ints(shape) + _pickle_ints(_compute_strides(shape))
     return function + b"(" + identity + view + hooks + dtype + b"tR"
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import remapkit
-from remapkit.plans.target_check import check_declared_target, is_another_size
+from remapkit.plans.layers import is_another_size
+from remapkit.plans.target_check import check_declared_target
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
 from tests.core.plan_kit import SMALL, Header, header, planned

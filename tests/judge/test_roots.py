@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 import remapkit
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.plans.make import make_plan
-from remapkit.plans.roots import find_roots, find_strip, find_target_prefix, list_required, strip_segments
+from remapkit.plans.roots import (
+    find_lost_prefix,
+    find_roots,
+    find_strip,
+    find_target_prefix,
+    list_required,
+    strip_segments,
+)
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -114,6 +121,38 @@ def test_unmatched_keys_name_the_option_that_helps(fqns: list[str], help: str) -
     (problem, *_) = make_plan(load(), spec(*fqns)).problems
     assert problem.code == "RK301"
     assert help in problem.help
+
+
+FAR = "rules: [{id: r, path: 'model.net.layers.{i:int}.{leaf:w|b}', to: 'h.{i}.{leaf}'}]"
+
+
+@settings(max_examples=200, deadline=None)
+@given(numbers=st.sets(st.integers(0, 9), min_size=1), prefix=st.sampled_from(["", "net.", "model.net."]), more=keys)
+def test_a_prefix_that_all_unmatched_keys_lack_is_found(numbers: set[int], prefix: str, more: list[str]) -> None:
+    """By brute force: a prefix of the rule's text fits if every key becomes a match that is not there yet."""
+    fqns = list(dict.fromkeys([*(f"{prefix}layers.{number}.w" for number in numbers), *more]))
+    pattern = r"model\.net\.layers\.(0|[1-9]\d*)\.[wb]"
+    unmatched = [fqn for fqn in fqns if not re.fullmatch(pattern, fqn)]
+    heads = ["model.", "model.net.", "model.net.layers."]
+    lost = [
+        head
+        for head in heads
+        if all(re.fullmatch(pattern, head + fqn) and head + fqn not in fqns for fqn in unmatched)
+    ]
+    assert find_lost_prefix(load(FAR), fqns, unmatched) == next(iter(lost), None)
+
+
+def test_a_file_without_the_prefix_is_read_under_it(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.pth", "layers.0.w", "layers.1.b")
+    with pytest.raises(FailedCheck) as failed:
+        remapkit.apply(load(FAR), source, tmp_path / "o.safetensors")
+    help = failed.value.diagnostics[0].help[0]
+    assert help == "with 'model.net.' in front all 2 keys match: put it before the name of the file, model.net.=FILE"
+    mounted = help.rsplit(" ", 1)[1].replace("FILE", str(source))
+    assert set(remapkit.apply(load(FAR), mounted, tmp_path / "o.safetensors").plan.target) == {"h.0.w", "h.1.b"}
+    (problem, *_) = make_plan(load(FAR), spec("layers.0.w", "model.net.layers.1.w")).problems
+    wanted = "with 'model.net.' in front that key matches, but the others have it: add a rule for keys without it"
+    assert problem.help[0] == wanted
 
 
 @settings(max_examples=200, deadline=None)

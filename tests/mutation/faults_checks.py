@@ -14,9 +14,43 @@ TARGETS = ("tests/core/test_plan_targets.py", "tests/judge/test_declared_target.
 CONFIGS = ("tests/judge/test_declared_config.py",)
 HINTS = ("tests/judge/test_identify.py",)
 PREFIXES = ("tests/learn/test_new_prefix.py",)
+LAYERS = ("tests/core/test_known_layers.py",)
 KEYWORDS = ("tests/api/test_keywords.py",)
 
 FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "a slice is proposed for the larger size",
+        "plans/shape_advice.py",
+        "start: 0, stop: {new}",
+        "start: 0, stop: {old}",
+        "what a message proposes works",
+        ("tests/core/test_shape_advice.py",),
+    ),
+    Fault(
+        "a lost prefix may give a key that is there",
+        "plans/roots.py",
+        'f"{prefix}{fqn}" not in fqns and any(',
+        "any(",
+        "no two keys become one",
+        ("tests/judge/test_lost_prefix.py",),
+    ),
+    # ----------------------------------------------------------------------------------------------- layers
+    Fault(
+        "a hole among the layers is no hole",
+        "plans/layers.py",
+        "sorted(found | set(range(min(max(found) + 1, len(found) + 1))))",
+        "sorted(found)",
+        "every layer up to the last must be there",
+        LAYERS,
+    ),
+    Fault(
+        "blocks that differ are layers",
+        "plans/layers.py",
+        "equal = len(found) > 1 and all(each == found.get(0) for each in found.values())",
+        "equal = len(found) > 1",
+        "only equal layers may be missing",
+        LAYERS,
+    ),
     # ------------------------------------------------------------------------------------------------ hints
     Fault(
         "numbers tell layouts apart",
@@ -61,8 +95,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what would be dropped must be there",
         "plans/check.py",
-        "lacking = [fqn for fqn in list_required(known, rules) if fqn not in plan.source]",
-        "lacking = [fqn for fqn in known if fqn not in plan.source]",
+        "required = list_required(known, rules)\n",
+        "required = tuple(known)\n",
         "a key that would be dropped may be missing",
         CHECK,
     ),
@@ -199,8 +233,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "another layout is half a checkpoint",
         "plans/check.py",
-        "if not lacking or not any(fqn in plan.source for fqn in known):",
-        "if not lacking:",
+        "if not any(fqn in plan.source for fqn in known):",
+        "if False:",
         "a checkpoint of another layout is not said to lack keys",
         CHECK,
     ),
@@ -394,7 +428,7 @@ FAULTS: tuple[Fault, ...] = (
     # ------------------------------------------------------------------------------------------------ target check
     Fault(
         "a value without a shape is another size",
-        "plans/target_check.py",
+        "plans/layers.py",
         "if any(fqn in known and spec is not OPAQUE and known[fqn].shape != spec.shape",
         "if any(fqn in known and known[fqn].shape != spec.shape",
         "of values that are no tensors only the names are checked",
@@ -443,7 +477,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "more layers are no other size",
-        "plans/target_check.py",
+        "plans/layers.py",
         "return any(mask_indices(fqn) in kinds for fqn in more)",
         "return False",
         "a checkpoint with more layers is another size",

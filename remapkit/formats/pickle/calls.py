@@ -20,7 +20,7 @@ from remapkit.formats.pickle.values import (
     PickleFault,
     describe_kind,
 )
-from remapkit.tensors.dtypes import BY_STORAGE, BY_TORCH_NAME, DTYPE_BITS
+from remapkit.tensors.dtypes import BY_STORAGE, BY_TORCH_NAME, DTYPE_BITS, PACKED_TORCH_NAMES
 
 
 def call_known(machine: Machine, function: Any, args: Any) -> Any:
@@ -67,9 +67,13 @@ def _rebuild_tensor_v3(machine: Machine, args: tuple[Any, ...]) -> PickledTensor
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise PickleFault(f"a tensor's dtype is {describe_kind(dtype)}")
     name = BY_TORCH_NAME.get(dtype.name)
-    if name is None:
+    packed = "F4" if dtype.name == PACKED_TORCH_NAMES["F4"] and shape else None
+    if name is None and packed is None:
         return Opaque(f"tensor of dtype torch.{dtype.name}")
-    return _find_lazy(args[7:8]) or _make_tensor(machine, storage, name, offset, shape, stride)
+    made = _find_lazy(args[7:8]) or _make_tensor(machine, storage, name or "U8", offset, shape, stride)
+    if isinstance(made, PickledTensor):
+        made.packed = packed
+    return made
 
 
 def _find_lazy(metadata: tuple[Any, ...]) -> Opaque | None:

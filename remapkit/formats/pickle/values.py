@@ -64,13 +64,17 @@ class PickledStorage:
 
 @dataclass(slots=True, eq=False)
 class PickledTensor:
-    """A tensor as a view of a storage; offset and strides count elements."""
+    """A tensor as a view of a storage; offset and strides count elements.
+
+    `packed` is the dtype of elements below a byte: those counted here are then bytes, of two elements each.
+    """
 
     storage: PickledStorage
     dtype: str
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    packed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
