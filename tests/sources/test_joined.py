@@ -87,7 +87,7 @@ def test_joined_files_have_the_keys_of_all_under_their_prefixes(files: Any, tmp_
         (problem,) = caught.value.diagnostics
         said = "\n".join((problem.title, *problem.notes))
         assert problem.code == "RK430"
-        assert all(f"{key} is in f" in said for key in twice)
+        assert sum(f"{key} is in f" in said for key in twice) >= min(len(twice), 5)
         assert problem.title.startswith(f"{len(twice)} keys are in two files: ") == (len(twice) > 1)
         return
     with open_source(source) as reader:

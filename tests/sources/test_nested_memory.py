@@ -81,7 +81,7 @@ def test_load_into_and_a_rule_set_take_nested_dicts() -> None:
     made = rules(checkpoint)
     assert set(made) == {"x.weight", "x.bias"} and made["x.weight"] is checkpoint["state_dict"]["weight"]
     two = {"a": other.state_dict(), "b": other.state_dict()}
-    with pytest.raises(remapkit.UsageError, match="root='a' or root='b'"):
+    with pytest.raises(remapkit.FailedCheck, match="root='a' or root='b'"):
         remapkit.load_into(model, two)
     remapkit.load_into(model, two, root="b")
     with pytest.raises(remapkit.FailedCheck, match="RK406"):
