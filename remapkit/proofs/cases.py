@@ -226,11 +226,8 @@ def _build_target(
         assert slot.piece is not None
         return Free(slot.piece)
 
-    def hide(name: str) -> TargetPart:
-        return str(int(known[name])) if name in known and name in key_map.folded else copy(name)
-
     for name in hidden:
-        target += [hide(name), Hidden()]
+        target += [copy(name), Hidden()]
     for item in key_map.items or ():
         if isinstance(item, TextItem):
             target.append(item.text)

@@ -165,14 +165,6 @@ FAULTS: tuple[Fault, ...] = (
         PROOFS,
     ),
     Fault(
-        "a fixed index is text",
-        "proofs/cases.py",
-        "return str(int(known[name])) if name in known and name in key_map.folded else copy(name)",
-        "return copy(name)",
-        "an index with a fixed word counts as a number",
-        PROOFS,
-    ),
-    Fault(
         "hidden outputs run into the target",
         "proofs/cases.py",
         "target += [hide(name), Hidden()]",

@@ -138,6 +138,10 @@ FAULTS = {
         ["match: 'x*(?P<b>(?:xx)*)x?y', to: '{b}x'"],
         [("cut", ("xxy",))],
     ),
+    "a cut of a capture that is written twice, after everything that is read": (
+        ["match: '(?P<a>x|xx)(?P<c>x|xx)', to: 'b.{a}{a}', forget: [c]"],
+        [("cut", ("xxx",))],
+    ),
     "a loss that the matcher reads as an admitted one at first": (
         ["match: '(?P<n>a?)a*', to: b, forget: [n]"],
         [("within", ("a", "aa")), ("within", ("", "a"))],
