@@ -275,6 +275,7 @@ def name_roots(members: Sequence[Member]) -> UnreadableCheckpoint | None:
     if len(roots) < 2:
         return None
     (first, one), (other, two) = list(roots.items())[:2]
-    title = f"the state dict is under {first or '.'!r} in {one}, but under {other or '.'!r} in {two}"
+    places = [f"under {root!r}" if root else "at the top level" for root in (first, other)]
+    title = f"the state dict is {places[0]} in {one}, but {places[1]} in {two}"
     fault = FileFault("RK432", title, help=("choose a root that all files of the mount have: --root A.B",))
     return fault.at(members[0].reader.path.parent)

@@ -99,7 +99,19 @@ def open_source(
     """
     options = complete_strip(options or ReadOptions(), rules, spoken)
     roots = [root.value for root in rules.source_root] if rules is not None and options.root is None else []
-    return _open_parts(list_parts(source, rules), options, roots, metadata_from)
+    try:
+        return _open_parts(list_parts(source, rules), options, roots, metadata_from)
+    except UnreadableCheckpoint as error:
+        raise _name_declared_files(error, rules) from None
+
+
+def _name_declared_files(error: UnreadableCheckpoint, rules: RuleFile | None) -> UnreadableCheckpoint:
+    """Return the error for a key in two files with the prefixes that the rules expect, not any prefixes."""
+    if rules is None or not rules.source_files or error.diagnostics[0].code != "RK430":
+        return error
+    mounts = join_words([repr(text.value) for text in rules.source_files])
+    help = f"these rules read files under prefixes, {mounts}: name their folder, or that mount with its path"
+    return UnreadableCheckpoint([replace(each, help=(escape_line(help),)) for each in error.diagnostics])
 
 
 def _open_parts(

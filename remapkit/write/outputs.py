@@ -201,10 +201,10 @@ def _report_wrong_names(mounts: Sequence[Mount], wrong: Mapping[int, Sequence[st
         title = (
             f"without {prefix!r}, {count_noun(len(fqns), 'key')} would have no name, or one that begins with a dot"
         )
-        help = (
-            f"end the prefix with a dot: -o '{prefix}.=FILE'" if not prefix.endswith(".") else "shorten the prefix",
-        )
-        problems.append(Diagnostic("RK518", escape_line(title), notes=(list_names(fqns),), help=help))
+        # Behind a prefix that is a whole key nothing is left, with a dot or without.
+        has_more = not prefix.endswith(".") and any("." in fqn[len(prefix) :] for fqn in fqns)
+        help = f"end the prefix with a dot: -o '{prefix}.=FILE'" if has_more else "use a shorter prefix"
+        problems.append(Diagnostic("RK518", escape_line(title), notes=(list_names(fqns),), help=(help,)))
     return problems
 
 

@@ -155,7 +155,7 @@ WRONG = [
     (["a.=1.pth", "b.=2.pth", "c.=3.pth", "rest.pth"], "RK516", "other outputs take every key"),
     (["a.=1.pth", "b.=./1.pth", "c.=2.pth"], "RK517", "would write 1.pth"),
     (["a=1.pth", "2.pth"], "RK518", "end the prefix with a dot"),
-    (["a.w=1.pth", "2.pth"], "RK518", "1 key would have no name"),
+    (["a.w=1.pth", "2.pth"], "RK518", "use a shorter prefix"),
     (["a.=1.gguf", "2.pth"], "RK511", "cannot tell the format"),
     (["a.={t}.pth", "2.pth"], "RK426", ""),
     (["a.=in.safetensors", "2.pth"], "RK501", "same file"),

@@ -372,6 +372,16 @@ def test_state_dicts_under_two_roots_are_refused(tmp_path: Path) -> None:
     assert problem.title == "the state dict is under 'state_dict' in c0.pth, but under 'ema' in c1.pth"
 
 
+def test_files_named_without_the_prefixes_of_the_rules_say_which(ranks: tuple[Path, Any]) -> None:
+    folder, _ = ranks
+    source = [folder / "c.00.pth", folder / "c.01.pth"]
+    problem = refuse_apply(str(folder / "ranks.yaml"), source, output=folder / "out.safetensors")
+    assert problem.code == "RK430"
+    assert problem.help == (
+        "these rules read files under prefixes, 'tp{t}.=c.{t}.pth': name their folder, or that mount with its path",
+    )
+
+
 def test_a_folder_without_the_declared_files_says_what_is_there(ranks: tuple[Path, Any], tmp_path: Path) -> None:
     folder, full = ranks
     plain = tmp_path / "plain"
