@@ -58,7 +58,7 @@ def assert_read(path: Path, state: dict[str, np.ndarray], size: int) -> None:
                 assert path.read_bytes()[extent.offset : extent.offset + extent.length] == array.tobytes()
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     state=st.dictionaries(st.sampled_from("abcd"), arrays(), min_size=1),
     protocol=st.integers(2, 5),
@@ -120,7 +120,7 @@ def test_commands_read_a_pickle(tmp_path: Path) -> None:
     state = {"x.w": np.arange(6, dtype="f4").reshape(2, 3), "x.f": np.asfortranarray(np.ones((3, 2), "f2"))}
     path.write_bytes(pickle.dumps({"model": state}, 2))
     rules = tmp_path / "rules.yaml"
-    rules.write_text("rules_version: 1\nname: t\nrules:\n  - rename: x.{n} -> y.{n}\n")
+    rules.write_text("remapkit: 1\nname: t\nrules:\n  - {id: a, path: 'x.{n}', to: 'y.{n}'}\n")
     assert cli.main(["inspect", str(path)]) == 0
     assert cli.main(["apply", str(rules), str(path), "-o", str(out)]) == 0
     assert_read(out, {"y.w": state["x.w"], "y.f": state["x.f"]}, 1 << 18)
