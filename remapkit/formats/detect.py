@@ -50,10 +50,10 @@ def open_checkpoint(
     allow_expand: bool = False,
     follow_links: bool = False,
 ) -> Reader:
-    """Open a checkpoint: safetensors, torch.save's zip or legacy format, or a manifest (which has no data).
+    """Open a checkpoint: safetensors, torch.save's zip or legacy format, a pickle of numpy arrays, or a manifest.
 
-    Shards are opened through their index, or all together without one; a folder is opened if it holds exactly one
-    checkpoint.
+    A manifest has no data. Shards are opened through their index, or all together without one; a folder is opened if
+    it holds exactly one checkpoint.
 
     `root` names the state dict in a checkpoint that holds more: a mapping in a pickle (`state_dict`), a prefix of the
     keys of any file (`model.diffusion_model`), or both in one path; `.` is the top level. `strip` names segments that

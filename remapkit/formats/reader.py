@@ -24,7 +24,7 @@ class Reader(Protocol):
 
     path: Path
     format: str
-    """`safetensors`, `sharded safetensors`, `pth`, `legacy pth`, `sharded pth` or `manifest` (which has no data)."""
+    """`safetensors`, `pth`, `legacy pth`, `pickle`, `sharded safetensors`, `sharded pth` or `manifest` (no data)."""
     root: str
     """The wrapper that contains the state dict, such as `a.b`; empty for the file's top level."""
     notes: tuple[Diagnostic, ...]

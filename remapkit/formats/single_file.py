@@ -89,4 +89,4 @@ def _make_unsupported_fault(source: SourceFile, head: bytes) -> FileFault:
             title = "the header is not a JSON object: it must start with '{'"
         return FileFault("RK402", title, help=("is this a safetensors file?",))
     title = f"not a checkpoint: it starts with {head[:8]!r}"
-    return FileFault("RK401", title, help=("safetensors files and files of torch.save are supported",))
+    return FileFault("RK401", title, help=("supported are safetensors, files of torch.save, pickles of arrays",))

@@ -95,6 +95,8 @@ def _make_hostile_fault(content: PickleContent, walk: Walk) -> FileFault:
 def _choose_mapping(walk: Walk) -> _Chosen:
     """Return the only mapping that can be the state dict, or one whose nested mappings are its parts."""
     models = [candidate for candidate in walk.candidates if not walk.is_in_optimizer(candidate)]
+    # Beside mappings of tensors, arrays alone are statistics or random states.
+    models = [candidate for candidate in models if not candidate.of_arrays] or models
     if len(models) == 1:
         # The format of an optimizer is recognized exactly: ignoring it is not a guess.
         return _take_alone(models[0])

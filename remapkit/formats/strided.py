@@ -59,8 +59,9 @@ def check_view(fqn: str, tensor: PickledTensor, storage_bytes: int) -> TensorSpe
     if math.prod(size for size in tensor.shape if size) * itemsize >= 1 << 63:
         raise FileFault("RK405", f"the shape {show_key(str(list(tensor.shape)), 80)} overflows 64 bits", key=fqn)
     if find_view_end(tensor) * itemsize > storage_bytes:
+        name = show_key(str(tensor.storage.key))
         title = (
-            f"the view ends at byte {find_view_end(tensor) * itemsize} of storage {show_key(tensor.storage.key)!r}, "
+            f"the view ends at byte {find_view_end(tensor) * itemsize} of storage {name!r}, "
             f"which is {storage_bytes} bytes"
         )
         raise FileFault("RK405", title, key=fqn)

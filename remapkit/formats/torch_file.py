@@ -1,9 +1,9 @@
-"""Reads checkpoints of torch.save without torch: the zip format, and the older legacy format.
+"""Reads checkpoints of torch.save without torch: the zip format, the older legacy format, and pickles of arrays.
 
 Source: torch/serialization.py. `_save` writes the zip archive: `data.pkl`, `byteorder`, `data/<key>` for each
 storage, and caffe2/serialize/inline_container.cc adds `version`. `_legacy_save` writes consecutive pickles (magic
 number, protocol version, system info, the object, the storages' keys), then for each storage the number of elements
-and the bytes.
+and the bytes. A pickle that begins otherwise is a checkpoint if it holds arrays of numpy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -21,6 +21,7 @@ from remapkit.files.errors import FileFault, make_note, make_unreadable
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
 from remapkit.files.strict_json import parse_json
 from remapkit.formats.options import ReadOptions
+from remapkit.formats.pickle.arrays import recode_latin
 from remapkit.formats.pickle.read import read_pickle
 from remapkit.formats.pickle.values import (
     PickleContent,
@@ -54,12 +55,22 @@ _MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """The location of a storage's bytes: a range of the file, or an entry that must be inflated first."""
+    """The location of a storage's bytes: a range of the file, an entry that must be inflated first, or memory.
+
+    There, `text` bytes of UTF-8 may stand for them, a character for each byte.
+    """
 
     nbytes: int
     offset: int
     entry: ZipEntry | None = None
     deflated: bool = False
+    memory: memoryview | None = None
+    text: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes are those of the file from `offset` on."""
+        return not (self.deflated or self.text or self.memory is not None)
 
 
 class PthReader(FileReader):
@@ -74,12 +85,15 @@ class PthReader(FileReader):
         super().__init__(source.path, (source,))
         self.format = format
         self._source = source
-        self._inflated: dict[str, mmap.mmap] = {}
+        self._inflated: dict[str | int, mmap.mmap] = {}
         try:
             content, storages, metadata = _read_zip(source) if format == "pth" else _read_legacy(source)
+            if content.is_plain:
+                self.format = "pickle"
             state_dict = choose_state_dict(content, options.root, options.strict_pickle)
             self._tensors = state_dict.tensors
-            self._storages = storages
+            self._storages: dict[str | int, _Stored] = _place_arrays(self._tensors, content)
+            self._storages.update(storages)
             self._header = self._build_header(options, metadata)
         except FileFault as fault:
             raise fault.at(source.path) from None
@@ -97,7 +111,9 @@ class PthReader(FileReader):
         for fqn, tensor in self._tensors.items():
             stored = self._storages.get(tensor.storage.key)
             if stored is None:
-                raise FileFault("RK405", f"its storage {show_key(tensor.storage.key)!r} is not in the file", key=fqn)
+                raise FileFault(
+                    "RK405", f"its storage {show_key(str(tensor.storage.key))!r} is not in the file", key=fqn
+                )
             _check_storage(tensor.storage, stored)
             specs[fqn] = check_view(fqn, tensor, stored.nbytes)
             if not options.allow_expand:
@@ -128,7 +144,7 @@ class PthReader(FileReader):
         if not self._header[fqn].nbytes:
             # The offset of an empty tensor is meaningless, and may be outside the storage.
             return Extent(self._source, stored.offset, 0)
-        if stored.deflated or not is_contiguous(tensor.shape, tensor.stride):
+        if not stored.is_plain or not is_contiguous(tensor.shape, tensor.stride):
             return None
         start = stored.offset + tensor.offset * (DTYPE_BITS[tensor.dtype] // 8)
         return Extent(self._source, start, self._header[fqn].nbytes)
@@ -141,10 +157,23 @@ class PthReader(FileReader):
             return
         tensor = self._tensors[fqn]
         try:
+            stored = self._storages[tensor.storage.key]
+            if stored.text and is_contiguous(tensor.shape, tensor.stride):
+                yield from (memoryview(piece) for piece in self._decode_text(stored, size))
+                return
             read = self._open_storage(tensor.storage.key)
         except FileFault as fault:
             raise fault.at(self.path) from None
         yield from gather(read, tensor, size)
+
+    def _decode_text(self, stored: _Stored, size: int = CHUNK) -> Iterator[bytes]:
+        """Yield the bytes that a text stands for, in pieces."""
+        pieces = self._source.chunks(stored.offset, stored.text, size) if stored.memory is None else [stored.memory]
+        try:
+            yield from filter(None, recode_latin(pieces))
+        except UnicodeError:
+            # It was decoded once, when the pickle was read.
+            raise make_unreadable("RK412", f"{self.path.name} changed while it was read", self.path) from None
 
     def crc32(self, fqn: str) -> int | None:
         """Return the storage's checksum if the tensor is the whole storage and the archive has a checksum."""
@@ -165,30 +194,34 @@ class PthReader(FileReader):
         except FileFault as fault:
             raise fault.at(self.path) from None
 
-    def _open_storage(self, key: str) -> Read:
+    def _open_storage(self, key: str | int) -> Read:
         """Return a function that reads a storage, from the file or from the temporary file it was inflated into."""
         stored = self._storages[key]
-        if stored.entry is not None and stored.deflated:
+        held = None if stored.text else stored.memory
+        if stored.text or (stored.entry is not None and stored.deflated):
             if key not in self._inflated:
-                self._inflated[key] = self._inflate(stored.entry)
-            inflated = memoryview(self._inflated[key])
-            return lambda start, length: inflated[start : start + length]
+                self._inflated[key] = self._inflate(stored)
+            held = memoryview(self._inflated[key])
+        if held is not None:
+            return lambda start, length: held[start : start + length]
         return lambda start, length: self._source.read(stored.offset + start, length)
 
-    def _inflate(self, entry: ZipEntry) -> mmap.mmap:
+    def _inflate(self, stored: _Stored) -> mmap.mmap:
         """Inflate a compressed storage, once, into an unnamed temporary file: memory stays small."""
+        entry = stored.entry
         try:
             with tempfile.TemporaryFile() as file:
-                for piece in read_entry_chunks(self._source, entry):
+                for piece in self._decode_text(stored) if entry is None else read_entry_chunks(self._source, entry):
                     file.write(piece)
                 file.flush()
-                return mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
+                return mmap.mmap(file.fileno(), stored.nbytes, access=mmap.ACCESS_READ)
         except FileFault as fault:
             raise fault.at(self.path) from None
         except UnreadableCheckpoint:
             raise
         except OSError as error:
-            what = f"storage {show_key(entry.name)!r} cannot be inflated to {format_bytes(entry.size)}"
+            name = show_key(entry.name if entry else "of an array")
+            what = f"storage {name!r} cannot be inflated to {format_bytes(stored.nbytes)}"
             title = f"{what}: {describe_os_error(error)}"
             help = (f"make room in {tempfile.gettempdir()}, or set TMPDIR",)
             raise make_unreadable("RK400", title, self.path, help=help, refused=error) from error
@@ -214,8 +247,26 @@ def _check_storage(storage: PickledStorage, stored: _Stored) -> None:
     width = DTYPE_BITS[storage.dtype] // 8 if storage.dtype else 1
     claimed = storage.numel * width
     if claimed != stored.nbytes:
-        title = f"storage {show_key(storage.key)!r} is {stored.nbytes} bytes, the pickle says {claimed}"
+        title = f"storage {show_key(str(storage.key))!r} is {stored.nbytes} bytes, the pickle says {claimed}"
         raise FileFault("RK405", title, help=("fetch it again; if a tool wrote it, the tool has a bug",))
+
+
+def _place_arrays(tensors: Mapping[str, PickledTensor], content: PickleContent) -> dict[str | int, _Stored]:
+    """Return where the bytes of the arrays of numpy are: in the pickle, or in memory where that is compressed."""
+    placed: dict[str | int, _Stored] = {}
+    for tensor in tensors.values():
+        data = tensor.storage.data
+        if data is None:
+            continue
+        text = data.length if data.is_text else 0
+        origin, end = content.origin, data.start + data.length
+        if data.kept is not None:
+            placed[tensor.storage.key] = _Stored(data.size, 0, memory=memoryview(data.kept))
+        elif isinstance(origin, int):
+            placed[tensor.storage.key] = _Stored(data.size, origin + data.start, text=text)
+        else:
+            placed[tensor.storage.key] = _Stored(data.size, 0, memory=memoryview(origin)[data.start : end], text=text)
+    return placed
 
 
 def _find_tied(tensors: Mapping[str, PickledTensor]) -> tuple[tuple[str, ...], ...]:
@@ -285,7 +336,8 @@ def _refuse_unsupported(source: SourceFile, entries: Mapping[str, ZipEntry], pre
 def _read_data_pkl(source: SourceFile, entry: ZipEntry, entries: int) -> PickleContent:
     if not entry.is_stored or entry.size < 1 << 16:
         data = read_entry(source, entry, _MAX_INFLATED_PICKLE)
-        return _check_end(read_pickle(data, 0, entry.size, entries), entry.size)
+        content = _check_end(read_pickle(data, 0, entry.size, entries), entry.size)
+        return replace(content, origin=entry.offset if entry.is_stored else data)
     if entry.size > MAX_PICKLE:
         raise PickleFault(f"data.pkl is {format_bytes(entry.size)}; at most {format_bytes(MAX_PICKLE)} are read")
     for _ in read_entry_chunks(source, entry):
@@ -311,10 +363,10 @@ def _read_legacy_pickles(
     source: SourceFile, data: mmap.mmap
 ) -> tuple[PickleContent, dict[str, _Stored], dict[str, str]]:
     limit = min(source.size, MAX_PICKLE)
-    magic = read_pickle(data, 0, limit)
-    if magic.value != _MAGIC:
-        title = "a pickle, but not one that torch.save wrote"
-        raise FileFault("RK409", title, help=("load it where it was made, and save it with torch.save",))
+    # Arrays lie in the pickle itself, so a pickle of arrays may be of any size; what is built stays bounded.
+    magic = read_pickle(data, 0, source.size, limit // 64)
+    if type(magic.value) is not int or magic.value != _MAGIC:
+        return _check_plain(magic, source.size), {}, {}
     version = read_pickle(data, magic.end, limit)
     if version.value != _LEGACY_PROTOCOL:
         words = repr(version.value) if type(version.value) is int else describe_with_article(version.value)
@@ -334,6 +386,14 @@ def _read_legacy_pickles(
         _locate_legacy_storages(source, keys, content.widths),
         {},
     )
+
+
+def _check_plain(content: PickleContent, end: int) -> PickleContent:
+    """Check a pickle that torch.save did not write: it is a checkpoint if it holds arrays of numpy."""
+    if not content.arrays and not content.hostile:
+        title = "a pickle, but not one that torch.save wrote, and without arrays of numpy"
+        raise FileFault("RK409", title, help=("load it where it was made, and save it with torch.save",))
+    return replace(_check_end(content, end), is_plain=True)
 
 
 def _locate_legacy_storages(source: SourceFile, keys: PickleContent, widths: Mapping[str, int]) -> dict[str, _Stored]:

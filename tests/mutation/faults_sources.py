@@ -13,6 +13,22 @@ EVERYWHERE = ("tests/sources/test_same_everywhere.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
+        "an array in Fortran's order is read in C's",
+        "formats/pickle/arrays.py",
+        'if order == "F":',
+        'if order == "f":',
+        "arrays of numpy have the values that numpy has",
+        ("tests/arrays/test_numpy_pickles.py",),
+    ),
+    Fault(
+        "an array may have any number of bytes",
+        "formats/pickle/arrays.py",
+        "if found.size != count * (row.bits // 8):",
+        "if False:",
+        "the bytes of an array are those of its shape",
+        ("tests/arrays/test_numpy_pickles.py",),
+    ),
+    Fault(
         "a byte of two elements is one element",
         "formats/strided.py",
         "(*tensor.shape[:-1], 2 * tensor.shape[-1])",

@@ -15,6 +15,7 @@ from hostile_kit import (
     Archive,
     Entry,
     archive,
+    array,
     call,
     entry,
     integer,
@@ -247,7 +248,22 @@ LEGACY: dict[str, Attack] = {
         lambda: legacy(mapping(x=SYSTEM, w=tensor())), "RK404", "'x' is a posix.system object"
     ),
     "a pickle that torch.save did not write": Attack(
-        lambda: pickled(SYSTEM), "RK409", "a pickle, but not one that torch.save wrote"
+        lambda: pickled(mapping(x=text("a"))), "RK409", "a pickle, but not one that torch.save wrote"
+    ),
+    "os.system in such a pickle": Attack(lambda: pickled(mapping(x=SYSTEM)), "RK404", "posix.system"),
+    "an array of numpy with fewer bytes than its shape": Attack(
+        lambda: pickled(mapping(x=array((4, 4)))), "RK404", "has 16 B of data, not 64 B"
+    ),
+    "an array of numpy of 2^122 elements": Attack(
+        lambda: pickled(mapping(x=array((1 << 61, 1 << 61)))), "RK404", "not more than a file can have"
+    ),
+    "`_reconstruct` of another class": Attack(
+        lambda: pickled(mapping(w=array(), x=array(cls="my.Thing"))),
+        "RK404",
+        "'x' is a my.Thing object, not a tensor",
+    ),
+    "os.system in the state of an array": Attack(
+        lambda: pickled(mapping(w=array(), x=array(data=SYSTEM))), "RK404", "names posix.system, and is broken"
     ),
     "a legacy file that ends within its storages": Attack(lambda: legacy(GOOD)[:-3], "RK405", "it is truncated"),
     "a legacy storage of 2^63 elements": Attack(

@@ -51,6 +51,13 @@ def tensor(shape: tuple[int, ...] = (4,), stride: tuple[int, ...] = (1,), offset
     return call("torch._utils._rebuild_tensor_v2", of or storage(), integer(offset), sizes, strides, b"\x89", empty)
 
 
+def array(shape: tuple[int, ...] = (4,), data: bytes = b"C\x10" + bytes(16), cls: str = "numpy.ndarray") -> bytes:
+    made = call("numpy.core.multiarray._reconstruct", name(cls), tuple_of(integer(0)), b"C\x01b")
+    order = tuple_of(integer(3), text("<"), b"N", b"N", b"N", integer(-1), integer(-1), integer(0))
+    dtype = call("numpy.dtype", text("f4"), b"\x89", b"\x88") + order + b"b"
+    return made + tuple_of(integer(1), tuple_of(*map(integer, shape)), dtype, b"\x89", data) + b"b"
+
+
 def mapping(**values: bytes) -> bytes:
     return b"}(" + b"".join(text(key) + value for key, value in values.items()) + b"u"
 

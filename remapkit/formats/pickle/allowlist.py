@@ -72,6 +72,7 @@ _BUILTINS = {
 _ARRAYS = {
     f"numpy.{package}.multiarray.{name}" for package in ("core", "_core") for name in ("_reconstruct", "scalar")
 }
+_ARRAYS |= {f"numpy.{package}.numeric._frombuffer" for package in ("core", "_core")}
 _ARRAYS |= {"numpy.ndarray", "numpy.dtype"}
 
 ALLOWED = frozenset(_TENSORS | _CLASSES | _STORAGES | _DTYPES | _CONTAINERS | _BUILTINS | _ARRAYS)

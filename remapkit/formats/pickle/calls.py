@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remapkit.files.errors import MAX_DIMS
+from remapkit.formats.pickle import arrays
 from remapkit.formats.pickle.denylist import is_hostile_call
 from remapkit.formats.pickle.machine import Machine
 from remapkit.formats.pickle.values import (
@@ -165,6 +166,7 @@ _CALLS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
     "collections.OrderedDict": _rebuild_ordered_dict,
     "builtins.dict": _rebuild_ordered_dict,
     "torch.Size": _rebuild_size,
+    **arrays.CALLS,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from remapkit.diagnostics.wording import format_bytes
 from remapkit.formats.pickle.denylist import is_hostile
-from remapkit.formats.pickle.values import MARK, Global, PickleFault
+from remapkit.formats.pickle.values import MARK, Global, PickledArray, PickleFault
 
 _MAX_LINE = 1 << 16
 """The longest argument of a text opcode (protocol 0), in bytes."""
@@ -45,7 +45,7 @@ class Machine:
     (its storages); budgets grow with it.
     """
 
-    __slots__ = ("data", "end", "hostile", "memo", "named", "objects", "opcodes", "pos", "stack", "widths")
+    __slots__ = ("arrays", "data", "end", "hostile", "memo", "named", "objects", "opcodes", "pos", "stack", "widths")
 
     def __init__(self, data: bytes | mmap, start: int, end: int, entries: int) -> None:
         self.data = data
@@ -58,6 +58,7 @@ class Machine:
         self.hostile: dict[str, None] = {}
         self.named: dict[str, None] = {}
         self.widths: dict[str, int] = {}
+        self.arrays = 0
 
     def check_budget(self, step: int) -> None:
         """Raise where the pickle is larger than any checkpoint."""
@@ -89,6 +90,13 @@ class Machine:
         self.objects -= len(line) // TEXT_OBJECT
         return line
 
+    def replace_array(self, array: PickledArray, made: Any) -> None:
+        """Put what an array became in its place: on top of the stack, and in the memo."""
+        self.stack[-1] = made
+        for index in array.slots:
+            if self.memo[index] is array:
+                self.memo[index] = made
+
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
@@ -117,7 +125,9 @@ class Machine:
         # Memo indices count values, so an honest one is smaller than the number of bytes before it.
         if index > self.pos:
             raise PickleFault(f"the pickle uses memo slot {index} within its first {self.pos} bytes")
-        self.memo[index] = self.peek()
+        value = self.memo[index] = self.peek()
+        if value.__class__ is PickledArray:
+            value.slots.append(index)
 
     def recall(self, index: int) -> None:
         if index not in self.memo:

@@ -9,9 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 from remapkit.diagnostics.wording import format_bytes, show_key
+from remapkit.formats.pickle.arrays import set_array_state, set_dtype_state
 from remapkit.formats.pickle.calls import call_known, load_persistent, make_instance
 from remapkit.formats.pickle.machine import MAX_INT_BYTES, TEXT_OBJECT, Machine
-from remapkit.formats.pickle.values import MARK, MAX_TEXT, Opaque, PickledDict, PickleFault, describe_kind
+from remapkit.formats.pickle.values import (
+    MARK,
+    MAX_TEXT,
+    Opaque,
+    PickledArray,
+    PickledBytes,
+    PickledDict,
+    PickledDtype,
+    PickleFault,
+    describe_kind,
+)
 
 
 def stop(machine: Machine) -> None:
@@ -113,7 +124,7 @@ def _push_text(width: int) -> Callable[[Machine], None]:
     def push(machine: Machine) -> None:
         length = machine.read_number(width)
         if length > MAX_TEXT:
-            _skip_bytes(machine, length, "str")
+            _skip_bytes(machine, length, "str", is_text=True)
             return
         machine.objects -= length // TEXT_OBJECT
         try:
@@ -124,12 +135,15 @@ def _push_text(width: int) -> Callable[[Machine], None]:
     return push
 
 
-def _skip_bytes(machine: Machine, length: int, name: str) -> None:
+def _skip_bytes(machine: Machine, length: int, name: str, is_text: bool = False) -> None:
     if length > machine.end - machine.pos:
         machine.read_bytes(length)
+    start = machine.pos
     machine.pos += length
     machine.objects -= 1
-    machine.push(Opaque(f"{name} of {format_bytes(length)}", known=True))
+    size = 0 if is_text else length
+    label = f"{name} of {format_bytes(length)}"
+    machine.push(PickledBytes(label, True, start=start, length=length, size=size, is_text=is_text))
 
 
 def _push_bytes(width: int, name: str) -> Callable[[Machine], None]:
@@ -338,6 +352,12 @@ def _obj(machine: Machine) -> None:
 def _build(machine: Machine) -> None:
     state = machine.pop()
     target = machine.peek()
+    if isinstance(target, PickledArray):
+        machine.replace_array(target, set_array_state(machine, state))
+        return
+    if isinstance(target, PickledDtype):
+        set_dtype_state(target, state)
+        return
     if isinstance(target, Opaque) and isinstance(state, PickledDict):
         # Every torch.nn.Module has these attributes; they are among the first keys of its state.
         target.module = {"_parameters", "_modules"} <= {key for key, _ in state.items[:50] if isinstance(key, str)}

@@ -69,4 +69,6 @@ def read_pickle(data: bytes | mmap, start: int, end: int, entries: int = 0) -> P
         # This loop does not recurse; Python itself does, where it frees or hashes what is nested very deeply.
         raise PickleFault("the pickle is nested too deeply") from None
     machine.check_budget(0)
-    return PickleContent(value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths)
+    return PickleContent(
+        value, machine.pos, tuple(machine.hostile), tuple(machine.named), machine.widths, machine.arrays
+    )

@@ -44,6 +44,37 @@ class Opaque:
 
 
 @dataclass(slots=True, eq=False)
+class PickledBytes(Opaque):
+    """Bytes that were not read: their place in the pickle, and their number; `kept` are the few that were.
+
+    `is_text` says that they are UTF-8 text of a character for each byte: protocol 2 has no other way to write bytes.
+    `size` is the number of bytes that it stands for, once counted; -1 if it stands for none.
+    """
+
+    start: int = 0
+    length: int = 0
+    size: int = 0
+    kept: bytes | None = None
+    is_text: bool = False
+    is_counted: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class PickledDtype(Opaque):
+    """A dtype of numpy; `problem` says what is wrong with an array of it: `of strings`."""
+
+    code: str | None = None
+    problem: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class PickledArray(Opaque):
+    """An array of numpy until its state is set; then a tensor takes its place, also in the memo's `slots`."""
+
+    slots: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
 class PickledDict:
     """A dict, as the pairs that the pickle sets: nothing is hashed, so no key can be made to collide."""
 
@@ -54,12 +85,14 @@ class PickledDict:
 class PickledStorage:
     """A storage that the pickle refers to: its key in the archive and its number of elements according to the pickle.
 
-    `dtype` is None for an untyped storage, whose elements are bytes.
+    `dtype` is None for an untyped storage, whose elements are bytes. An array of numpy has its `data` in the pickle,
+    and a number for a key.
     """
 
-    key: str
+    key: str | int
     dtype: str | None
     numel: int
+    data: PickledBytes | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +117,8 @@ class PickleContent:
     `named` are all of them, whether the object uses them or not; `hostile` those that only an attack names.
 
     `widths` has the bytes that an element of each storage takes, by its key; 0 where that is unknown or
-    contradictory.
+    contradictory. `arrays` is the number of arrays of numpy; positions in the pickle count from `origin` in the file,
+    or in the bytes that it was inflated to. `is_plain` marks a pickle that torch.save did not write.
     """
 
     value: Any
@@ -92,6 +126,9 @@ class PickleContent:
     hostile: tuple[str, ...]
     named: tuple[str, ...] = ()
     widths: dict[str, int] = field(default_factory=dict)
+    arrays: int = 0
+    origin: int | bytes = 0
+    is_plain: bool = False
 
 
 QUANTIZED_WIDTHS = {

@@ -64,12 +64,13 @@ def format_key(key: Any) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A mapping that contains tensors, and its path in the pickle."""
+    """A mapping that contains tensors, and its path in the pickle; `of_arrays` if all are arrays of numpy."""
 
     place: Place
     items: Sequence[tuple[Any, Any]]
     tensors: int
     nbytes: int
+    of_arrays: bool = False
 
     @property
     def path(self) -> str:
@@ -149,7 +150,8 @@ class Walk:
         tensors = [value for key, value in items or () if isinstance(value, PickledTensor) and isinstance(key, str)]
         if items is not None and tensors:
             self._mark_holders(path)
-            self.candidates.append(Candidate(path, items, len(tensors), sum(map(count_bytes, tensors))))
+            nbytes, of_arrays = sum(map(count_bytes, tensors)), all(value.storage.data for value in tensors)
+            self.candidates.append(Candidate(path, items, len(tensors), nbytes, of_arrays))
             if len(self.candidates) > MAX_CANDIDATES:
                 raise PickleFault(f"the pickle holds more than {MAX_CANDIDATES} mappings of tensors")
 
