@@ -79,7 +79,7 @@ VALUES: Mapping[str, str] = {
 _LISTS = frozenset({"strip"})
 _TEXTS = frozenset({"root", "root-a", "root-b", "input"})
 _MAPPINGS = frozenset({"model-arg", "source-arg", "target-arg", "param"})
-_METAVARS = frozenset({"M", "C", "FILE", "NAME", "NUMBER", "SHAPE", "SIZE", "R", "T", "N", "D", "value"})
+_METAVARS = frozenset({"M", "C", "FILE", "OUT", "NAME", "NUMBER", "SHAPE", "SIZE", "R", "T", "N", "D", "value"})
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?|\[.*\]")
 _NUMBERS = re.compile(r"\d+(?:,\d+)+")
 _PROSE = re.compile("and|are|is|need|or|out|writes")
@@ -100,6 +100,8 @@ def name_keywords(text: str) -> str:
     ('model=M or target_keys=FILE', "pass params={'heads': 40}, or strip=['module']")
     >>> name_keywords("--model-arg and --model-config need --model")
     'model_args= and model_config= need model='
+    >>> name_keywords("name a file with -o OUT"), name_keywords("-o FILE; or one for the prefix: -o 'a.=a.pth'")
+    ('name a file with output=OUT', "output=FILE; or one for the prefix: output='a.=a.pth'")
     """
     if "--" not in text and "-o" not in text:
         return text
@@ -121,7 +123,9 @@ def _write_keyword(found: re.Match[str]) -> str:
     if value is None:
         return f"{keyword}="
     named = option in _LISTS or option in _TEXTS
-    if (not named and _PROSE.fullmatch(value)) or (option == "output" and value[0] not in "'\""):
+    if (not named and _PROSE.fullmatch(value)) or (
+        option == "output" and value not in _METAVARS and value[0] not in "'\""
+    ):
         return f"{keyword}= {value}"
     if option in _MAPPINGS:
         name, _, inner = value.partition("=")

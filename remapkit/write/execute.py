@@ -14,7 +14,7 @@ from pathlib import Path
 
 from remapkit.compute.move_bytes import Run, read_target_chunks, refuse_unequal_merges
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import FailedWrite
+from remapkit.diagnostics.errors import FailedWrite, UsageError
 from remapkit.diagnostics.wording import list_names, show_key
 from remapkit.files.atomic import ignore_interrupts
 from remapkit.files.errors import make_unwritable
@@ -161,14 +161,18 @@ def refuse_same_output(outputs: Sequence[Output], shards: bool) -> None:
 def choose_format(out: str | Path, format: str | None = None, *, shards: bool = False) -> str:
     """Return the format of an output, `safetensors` or `pth`: the given one, else that of its suffix.
 
-    Shards are always safetensors, whatever the name. Raises `UnwritableOutput` (RK511) if the format is unknown.
+    Shards are always safetensors, whatever the name. Raises `UnwritableOutput` (RK511) if the format is unknown, and
+    `UsageError` if the given one is none.
 
     >>> choose_format("model.safetensors"), choose_format("model.PT"), choose_format("model.v2", "pth")
     ('safetensors', 'pth', 'pth')
     """
     if format is not None:
         if format not in FORMATS:
-            raise ValueError(f"format must be 'safetensors' or 'pth', not {format!r}")
+            title = f"--to-format {format!r} is not supported: choose 'safetensors' or 'pth'"
+            raise UsageError(
+                Diagnostic("RK609", title, help=("leave it out where the suffix of the output says it",))
+            )
         return format
     out = Path(out)
     suffix = out.suffix.lower()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import remapkit
 from remapkit.cli import app
@@ -100,3 +102,17 @@ def test_the_same_error_on_the_command_line_and_in_python(capsys: pytest.Capture
     assert "model= and target_keys= are two targets" in str(caught.value)
     assert app.main(["check", "wan22_pth", "--model", "wan.vae:WanVAE", "--target-keys", "keys.json"]) == 2
     assert "--model and --target-keys are two targets" in capsys.readouterr().err
+
+
+def test_a_format_that_does_not_exist_is_a_usage_error_that_names_the_keyword(tmp_path: Path) -> None:
+    rules = remapkit.loads("remapkit: 1\nname: same\nkeep: ['{rest:**}']\n")
+    source = tmp_path / "source.safetensors"
+    save_file({"w": torch.zeros(2)}, source)
+    with pytest.raises(remapkit.UsageError, match=r"to_format='zip' is not supported: choose 'safetensors' or 'pth'"):
+        remapkit.apply(rules, source, tmp_path / "out", to_format="zip")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_name_of_an_output_follows_its_keyword_without_a_space() -> None:
+    assert name_keywords("name a file with -o OUT") == "name a file with output=OUT"
+    assert name_keywords("name it: -o FILE; or -o 'a.=a.pth'") == "name it: output=FILE; or output='a.=a.pth'"
