@@ -217,7 +217,7 @@ def test_D19_what_is_written_can_be_read_back(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_D20_tensors_without_elements(tmp_path: Path) -> None:
-    torch.save({"module": {f"layers.{n}.weight": torch.empty(0) for n in range(3)}}, tmp_path / "m.pth")
+    torch.save({"model": {f"layers.{n}.weight": torch.empty(0) for n in range(3)}}, tmp_path / "m.pth")
     (note,) = [note for note in notes(tmp_path / "m.pth") if "RK422" in note]
     assert note == "RK422 3 tensors of 3 have no elements"
 

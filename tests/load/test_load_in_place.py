@@ -201,7 +201,7 @@ def preparing(layers: int, kind: type[nn.Module]) -> Callable[[], object]:
 
     def prepare() -> None:
         plan = make_plan(identity, header_of(state, "a state dict"))
-        found = job.plan_load(module.make_target(model), plan, MemoryValues(state), wanted, True, "refuse")
+        found = job.plan_load(module.make_target(model), plan, MemoryValues(state), wanted, True, "refuse", {})
         assert len(found.assignments) == len(state) and not found.problems
 
     return prepare
