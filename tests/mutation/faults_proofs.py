@@ -167,8 +167,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "hidden outputs run into the target",
         "proofs/cases.py",
-        "target += [hide(name), Hidden()]",
-        "target += [hide(name)]",
+        "target += [copy(name), Hidden()]",
+        "target += [copy(name)]",
         "hidden outputs are separate from the target",
         PROOFS,
     ),
