@@ -52,6 +52,15 @@ def test_beyond_the_count_nothing_is_missing() -> None:
     assert codes(plan) == ["RK340"] and plan.problems[0].notes == ("b.1 (for c)",)
 
 
+def test_beyond_one_of_two_counts_nothing_is_missing() -> None:
+    """`w.3.1` is not there either, but would be beyond the count as `w.3.0` is."""
+    body = "rules: [{id: s, path: 'w.{a:int}.{b:int}', stack: {dim: 0, by: [a, b], count: [2, 2]}, to: x}]"
+    plan = planned(body, dict.fromkeys(("w.0.0", "w.0.1", "w.3.0"), SMALL))
+    missing, beyond = plan.problems
+    assert (missing.code, missing.notes) == ("RK340", ("x: a has 0 and 3 but not 1; w.1.0 is missing",))
+    assert (beyond.code, beyond.notes) == ("RK343", ("w.3.0",))
+
+
 def test_the_bound_that_excludes_a_source_is_named() -> None:
     body = "rules: [{id: r, concat: {dim: 0, from: ['a.{i:int}', 'b.{i:0..1}']}, to: 'c.{i}'}]"
     within, without = planned(body, {"a.1": SMALL}), planned(body, {"a.7": SMALL})

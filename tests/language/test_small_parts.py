@@ -23,6 +23,7 @@ from remapkit.patterns.literals import read_word
 from remapkit.patterns.matcher import PatternMatcher, Program, regex_text
 from remapkit.patterns.path import parse_path
 from remapkit.patterns.pattern import Part
+from remapkit.patterns.ranges import KeyParams, read_range
 from remapkit.patterns.template import CaptureItem, MapItem, Template, TextItem
 from remapkit.patterns.tree import Alt, literal
 from remapkit.rulefile.syntax import WrittenGuard
@@ -264,3 +265,10 @@ def test_a_template_shows_the_captures_that_are_known() -> None:
 def test_literals_side_by_side_read_as_they_are_written() -> None:
     (part,) = parse_path(Text.of("a.b{{c{'*d'}.e"), {})
     assert part.values == ("a.b{c*d.e",) == list_words(part.node)
+
+
+@pytest.mark.parametrize("written", ["0..01", "01..2", "00..1"])
+def test_a_bound_with_a_leading_zero_is_no_number(written: str) -> None:
+    """Also where bounds may be arithmetic, which reads 01 as 1: keys have their numbers without zeros in front."""
+    with pytest.raises(InvalidRules, match="is not a range of integers"):
+        read_range(Text.of(written), 0, len(written), KeyParams({"layers": 4}))
