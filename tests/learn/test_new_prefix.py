@@ -102,3 +102,15 @@ def test_the_file_of_a_model_says_its_arguments(
     report = remapkit.check(tmp_path / "t.yaml")
     assert report.ok and len(report.checks[0].plan.moves) == len(own)
     assert [each.code for each in made.diagnostics] == (["RK318"] if prefix else [])
+
+
+def test_a_name_with_another_shape_has_no_rule() -> None:
+    """Two of three keys fit below `model`; the third one's name does too, but it is another tensor there."""
+    sizes = {"in.w": 2, "out.conv.w": 3, "mid.proj.lin.w": 4}
+    source = StateDictSpec({fqn: TensorSpec("F32", (size,)) for fqn, size in sizes.items()})
+    target = StateDictSpec({f"model.{fqn}": TensorSpec("F32", (min(size, 3),)) for fqn, size in sizes.items()})
+    changes = find_changes(find_families(source), target)
+    assert {family.fqns[0]: change for family, change in changes.items()} == {
+        "in.w": Change(added=("model",)),
+        "out.conv.w": Change(added=("model",)),
+    }

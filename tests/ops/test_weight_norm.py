@@ -142,6 +142,15 @@ def test_a_norm_of_zero_is_not_a_number_as_in_torch() -> None:
     assert streamed(fold(0), [v, g], 8).isnan().all()
 
 
+@pytest.mark.parametrize("dim", [None, 0, 1])
+def test_a_norm_sums_all_boxes(dim: int | None) -> None:
+    """A weight of several boxes, read in pieces: each norm goes over all of them. Sums of ones are exact."""
+    v = torch.ones(2, 1 << 19)
+    g = torch.ones([size if d == dim else 1 for d, size in enumerate(v.shape)])
+    exact = torch._weight_norm(v.double(), g.double(), -1 if dim is None else dim).float()
+    torch.testing.assert_close(streamed(fold(dim), [v, g], 1 << 20), exact, rtol=1e-6, atol=0)
+
+
 def test_the_weight_is_read_twice_and_never_as_a_whole() -> None:
     reads: list[int] = []
 
