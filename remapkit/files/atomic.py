@@ -77,7 +77,8 @@ def check_space(folder: Path, name: str, needed: int) -> None:
     filesystem = os.statvfs(folder)
     free = filesystem.f_bavail * filesystem.f_frsize
     if needed > free:
-        raise make_unwritable("RK502", f"{name} needs {format_bytes(needed)}, {folder} has {format_bytes(free)} free")
+        title = f"not enough space for {name}: {format_bytes(needed)} needed, {folder} has {format_bytes(free)} free"
+        raise make_unwritable("RK502", title, help=("make room there, or write to another disk",))
 
 
 class NewFile:

@@ -393,7 +393,8 @@ def _describe_ignored(walk: Walk, chosen: _Chosen) -> Iterator[str]:
     if outside := _count_outside(walk, chosen):
         yield describe_outside(chosen.path, outside)
     if walk.loose:
-        yield f"{walk.loose} tensors in lists or under keys that are not text were ignored"
+        ignored = count_noun(walk.loose, "tensor in lists", "tensors in lists")
+        yield f"{ignored} or under keys that are not text {'was' if walk.loose == 1 else 'were'} ignored"
 
 
 def _count_outside(walk: Walk, chosen: _Chosen) -> Counter[str]:

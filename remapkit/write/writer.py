@@ -11,7 +11,7 @@ from pathlib import Path
 
 from remapkit.compute.move_bytes import Run, read_target_chunks
 from remapkit.diagnostics.errors import RemapkitError, UnwritableOutput
-from remapkit.diagnostics.wording import format_bytes_part
+from remapkit.diagnostics.wording import SHOWN, format_bytes_part, join_words
 from remapkit.files.atomic import NewFile, check_space, ignore_interrupts, remove_stale
 from remapkit.files.copy import Copier, ReadAhead, Writeback, expect_sequential, write_all
 from remapkit.files.errors import NO_SPACE, convert_os_error, make_no_space, make_unreadable
@@ -192,7 +192,7 @@ class Writer:
             pieces = itertools.chain.from_iterable(layout.pieces for _, layout in group)
             source = next((piece.source for piece in pieces if isinstance(piece, CopyPiece)), None)
             if source is None or not Copier(first.fd, lambda _: None).can_clone(source):
-                name = layout.name if len(self._outputs) == 1 else f"the output of {len(self._outputs)} checkpoints"
+                name = layout.name if len(group) == 1 else join_words((each.name for _, each in group), SHOWN)
                 check_space(first.target.parent, name, sum(layout.nbytes for _, layout in group))
 
     def _check_unchanged(self) -> None:

@@ -171,7 +171,14 @@ def test_too_little_space_is_said_before_anything_is_written(
 ) -> None:
     (small / "filler").write_bytes(b"x" * 2_000_000)
     out = small / "o.safetensors"
-    refused(capsys, f"o.safetensors needs 1.60 MB, {small} has 1.14 MB free", source, "-o", out, folder=small)
+    refused(
+        capsys,
+        f"not enough space for o.safetensors: 1.60 MB needed, {small} has 1.14 MB free",
+        source,
+        "-o",
+        out,
+        folder=small,
+    )
     assert leftovers(small) == []
 
 

@@ -195,3 +195,14 @@ def test_a_file_that_exists_wins_over_the_grammar(tmp_path: Path, monkeypatch: p
     Path("x0.pth").touch()
     (found,) = find_files(parse_mount(f"v{{t}}.={tmp_path}/x{{t}}.pth"))
     assert found.path == tmp_path / "x0.pth"
+
+
+def test_a_capture_that_is_written_twice_is_one_number(tmp_path: Path) -> None:
+    mount = parse_mount("tp{t}.=rank{t}/model.{t:02d}.pth")
+    assert mount.file.match("rank3/model.03.pth") == {"t": 3}
+    assert mount.file.match("rank3/model.04.pth") is None
+    assert parse_mount("a{t}.b{t}.=c{t}").match_key("a1.b2.w") is None
+    (tmp_path / "rank3").mkdir()
+    for name in ("model.03.pth", "model.04.pth"):
+        (tmp_path / "rank3" / name).touch()
+    assert [each.path.name for each in find_files(mount, tmp_path)] == ["model.03.pth"]
