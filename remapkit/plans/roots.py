@@ -183,11 +183,21 @@ def _list_leading_words(rule: Rule) -> Iterator[str]:
         yield part.values[0]
 
 
-def _advise_lost_prefix(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str]) -> list[str]:
-    """Return what to do about keys without a prefix that rules expect: a mount adds it to all keys of a file."""
+def _advise_lost_prefix(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str], root: str) -> list[str]:
+    """Return what to do about keys without a prefix that rules expect.
+
+    The root may have taken it: then an outer root leaves it. A mount adds it to all keys of a file.
+    """
     if not unmatched or (prefix := find_lost_prefix(rules, set(fqns), unmatched)) is None:
         return []
     one, number = len(unmatched) == 1, len(unmatched)
+    if root:
+        if number < len(fqns) or not f".{root}.".endswith(f".{prefix}"):
+            return []
+        outer = f"{root}."[: -len(prefix)].removesuffix(".") or "."
+        return [
+            f"{'the only key matches' if one else f'all {number} keys match'} under root {outer!r}: --root {outer}"
+        ]
     if number < len(fqns):
         those = "that key matches" if one else f"those {number} keys match"
         return [f"with {prefix!r} in front {those}, but the others have it: add a rule for keys without it"]
@@ -207,7 +217,7 @@ def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[
         options = " ".join(f"--strip {segment}" for segment in segments)
         named = f"segment{'s' if len(segments) > 1 else ''} {join_words(map(repr, segments))}"
         advice.insert(0, f"without the {named} all of them match: {options}")
-    return advice or ([] if root else _advise_lost_prefix(rules, fqns, unmatched))
+    return advice or _advise_lost_prefix(rules, fqns, unmatched, root)
 
 
 def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:

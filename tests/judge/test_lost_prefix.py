@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from remapkit.plans.roots import find_lost_prefix
+from pathlib import Path
+
+import pytest
+import torch
+
+import remapkit
+from remapkit.plans.roots import advise_roots, find_lost_prefix
 from tests.core.plan_kit import compiled
 
 
@@ -10,3 +16,16 @@ def test_a_prefix_gives_no_key_that_is_there() -> None:
     rules = compiled("rules: [{id: r, path: 'net.{i:int}.w', to: 'h.{i}'}]")
     assert find_lost_prefix(rules, ["0.w", "net.1.w"], ["0.w"]) == "net."
     assert find_lost_prefix(rules, ["0.w", "net.0.w"], ["0.w"]) is None
+
+
+def test_a_prefix_that_the_root_took_is_given_back_by_an_outer_root(tmp_path: Path) -> None:
+    tensors = {"b": torch.ones(2), "c": torch.zeros(2)}
+    torch.save({"state_dict": {"a": tensors}, "epoch": 1}, tmp_path / "m.pth")
+    rules = compiled("rules: [{id: r, path: 'a.{r}', to: 'x.{r}'}]")
+    with pytest.raises(remapkit.FailedCheck) as caught:
+        remapkit.apply(rules, tmp_path / "m.pth", tmp_path / "o.safetensors")
+    help = caught.value.diagnostics[0].help[0]
+    assert help == "all 2 keys match under root 'state_dict': --root state_dict"
+    written = remapkit.apply(rules, tmp_path / "m.pth", tmp_path / "o.safetensors", root="state_dict")
+    assert [move.target for move in written.moves] == ["x.b", "x.c"]
+    assert advise_roots(rules, ["b"], ["b"], "na") == []  # a root that only ends with these letters took nothing
