@@ -191,17 +191,15 @@ def _advise_lost_prefix(rules: CompiledRules, fqns: Sequence[str], unmatched: Se
     if not unmatched or (prefix := find_lost_prefix(rules, set(fqns), unmatched)) is None:
         return []
     one, number = len(unmatched) == 1, len(unmatched)
+    every = "the only key matches" if one else f"all {number} keys match"
     if root:
         if number < len(fqns) or not f".{root}.".endswith(f".{prefix}"):
             return []
         outer = f"{root}."[: -len(prefix)].removesuffix(".") or "."
-        return [
-            f"{'the only key matches' if one else f'all {number} keys match'} under root {outer!r}: --root {outer}"
-        ]
+        return [f"{every} under root {outer!r}: --root {outer}"]
     if number < len(fqns):
         those = "that key matches" if one else f"those {number} keys match"
         return [f"with {prefix!r} in front {those}, but the others have it: add a rule for keys without it"]
-    every = "the only key matches" if one else f"all {number} keys match"
     return [f"with {prefix!r} in front {every}: put it before the name of the file, {prefix}=FILE"]
 
 
