@@ -64,7 +64,7 @@ def report_unmatched_keys(
         title = (
             f"{count_noun(len(fqns), 'key')} of {len(source)} {'is' if len(fqns) == 1 else 'are'} matched by no rule"
         )
-    help = [*advise_roots(rules, list(source), fqns, root), *help]
+    help = [*advise_roots(rules, source, fqns, root), *help]
     notes = [list_names(fqns)]
     notes += [near for fqn in fqns[:1] if (near := _describe_near_miss(rules, fqn))]
     return [

@@ -104,7 +104,7 @@ def find_roots(rules: CompiledRules, fqns: Collection[str], required: Collection
     )
 
 
-def list_near_roots(rules: CompiledRules, fqns: Sequence[str]) -> list[RootFit]:
+def list_near_roots(rules: CompiledRules, fqns: Collection[str]) -> list[RootFit]:
     """Return the roots under which the most keys match, best first, none without a match by one of `rules:`."""
     groups = sorted(group_by_root(fqns).items(), key=lambda group: -len(group[1]))[:MAX_COUNTED]
     found = []
@@ -183,27 +183,32 @@ def _list_leading_words(rule: Rule) -> Iterator[str]:
         yield part.values[0]
 
 
-def _advise_lost_prefix(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str], root: str) -> list[str]:
-    """Return what to do about keys without a prefix that rules expect.
-
-    The root may have taken it: then an outer root leaves it. A mount adds it to all keys of a file.
-    """
+def _advise_lost_prefix(rules: CompiledRules, fqns: Collection[str], unmatched: Sequence[str]) -> list[str]:
+    """Return what to do about keys without a prefix that rules expect: a mount adds it to all keys of a file."""
     if not unmatched or (prefix := find_lost_prefix(rules, set(fqns), unmatched)) is None:
         return []
     one, number = len(unmatched) == 1, len(unmatched)
-    every = "the only key matches" if one else f"all {number} keys match"
-    if root:
-        if number < len(fqns) or not f".{root}.".endswith(f".{prefix}"):
-            return []
-        outer = f"{root}."[: -len(prefix)].removesuffix(".") or "."
-        return [f"{every} under root {outer!r}: --root {outer}"]
     if number < len(fqns):
         those = "that key matches" if one else f"those {number} keys match"
         return [f"with {prefix!r} in front {those}, but the others have it: add a rule for keys without it"]
+    every = "the only key matches" if one else f"all {number} keys match"
     return [f"with {prefix!r} in front {every}: put it before the name of the file, {prefix}=FILE"]
 
 
-def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[str], root: str = "") -> list[str]:
+def _advise_outer_root(rules: CompiledRules, fqns: Collection[str], root: str) -> list[str]:
+    """Return the innermost root outside the given one under which all keys match: the root took too much."""
+    segments = root.split(".")
+    names = split_prefixes(fqns)
+    for taken in range(1, min(len(segments), MAX_STRIPPED) + 1):
+        tail = ".".join(segments[-taken:])
+        if fits_whole(rules, [f"{mount}{tail}.{name}" for mount, name in names]):
+            outer = ".".join(segments[:-taken]) or "."
+            every = "the only key matches" if len(names) == 1 else f"all {len(names)} keys match"
+            return [f"{every} under root {outer!r}: --root {outer}"]
+    return []
+
+
+def advise_roots(rules: CompiledRules, fqns: Collection[str], unmatched: Sequence[str], root: str = "") -> list[str]:
     """Return what to do about keys that do not match because of what stands around them; nothing if that is no help.
 
     `fqns` are all keys, and `root` is where they were found.
@@ -215,7 +220,7 @@ def advise_roots(rules: CompiledRules, fqns: Sequence[str], unmatched: Sequence[
         options = " ".join(f"--strip {segment}" for segment in segments)
         named = f"segment{'s' if len(segments) > 1 else ''} {join_words(map(repr, segments))}"
         advice.insert(0, f"without the {named} all of them match: {options}")
-    return advice or _advise_lost_prefix(rules, fqns, unmatched, root)
+    return advice or (_advise_outer_root(rules, fqns, root) if root else _advise_lost_prefix(rules, fqns, unmatched))
 
 
 def find_target_prefix(produced: Collection[str], wanted: Collection[str]) -> tuple[str, str] | None:

@@ -109,6 +109,14 @@ FAULTS: tuple[Fault, ...] = (
         EVERYWHERE,
     ),
     Fault(
+        "what the root took is put before the mount",
+        "plans/roots.py",
+        'if fits_whole(rules, [f"{mount}{tail}.{name}" for mount, name in names]):',
+        'if fits_whole(rules, [f"{tail}.{mount}{name}" for mount, name in names]):',
+        "a root lies behind the prefix of a mount",
+        ("tests/judge/test_lost_prefix.py",),
+    ),
+    Fault(
         "a root ends within a segment",
         "formats/renamed.py",
         'below, new = _cut_root(names, f"{root}.")',
