@@ -81,18 +81,18 @@ class CallReader:
         return value
 
     def read_number(self, node: ScalarNode, *, sized: bool = False) -> Arg:
-        """Read an integer, or arithmetic on params; if that fails, add a problem and return 0."""
+        """Read an integer, or arithmetic on params; if that fails, add a problem and return 1."""
         if node.kind == "integer":
             return int(node.value)
         return self.read_expression(node.text, 0, len(node.text.value), sized=sized)
 
     def read_expression(self, text: Text, start: int, end: int, *, sized: bool = False) -> Arg:
-        """Read arithmetic on params in a part of a text; if that fails, add a problem and return 0."""
+        """Read arithmetic on params in a part of a text; if that fails, add a problem and return 1."""
         try:
             expression = parse_expression(text, start=start, end=end)
         except InvalidRules as error:
             self.problems += error.diagnostics
-            return 0
+            return 1
         if (problem := self._check_names(expression, sized=sized)) is not None:
             self.problems.append(problem)
         return expression if expression.names else _evaluate_constant(expression, self.problems)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import remapkit
+from remapkit.api.ruleset import compile_rules
 from remapkit.diagnostics import wording
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.source import Text
@@ -372,6 +373,29 @@ def test_only_the_first_hundred_problems_are_shown(name: str, monkeypatch: pytes
     assert len(compared) <= 3 * yamlnodes.MAX_PROBLEMS
     lines = [problem.span.line for problem in problems[:-1] if problem.span is not None]
     assert lines == sorted(lines) and lines[-1] <= 110, "the first of the file"
+
+
+@pytest.mark.parametrize(
+    ("rule", "help"),
+    [
+        (
+            "{path: a, to: [b, c]}",
+            "to write one tensor under several names use `copy`, to cut it `split`: `copy: [b, c]`",
+        ),
+        (
+            "{path: a, ops: [{dequantize: {scale: s}}], to: b}",
+            "`dequantize` is a field of the rule: write it beside `ops`",
+        ),
+        (
+            "{path: a, split: {dim: 0, sizes: ['size(h)', 1], into: [b, c]}}",
+            "size(k) is the size of dimension k, a plain number: size(0), size(1), size(-1) for the last",
+        ),
+    ],
+)
+def test_the_help_names_the_field_that_was_meant_and_nothing_follows(rule: str, help: str) -> None:
+    with pytest.raises(InvalidRules) as caught:
+        compile_rules(read_text(f"remapkit: 1\nname: x\nrules:\n  - {rule.replace('{', '{id: r, ', 1)}\n"))
+    assert [problem.help for problem in caught.value.diagnostics] == [(help,)]
 
 
 def test_an_unknown_version_is_the_only_problem_of_many() -> None:

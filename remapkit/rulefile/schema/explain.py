@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +133,14 @@ def _explain_unknown_fields(place: SchemaPlace, error: Departure) -> Iterator[Di
         name, colon, value = key.value.partition(":")
         if colon and value and name in known:
             help = (f"a space follows the colon: `{name}: {value}`",)
+        if place.path[:1] == ("rules",) and len(place.path) > 2 and key.value in _list_rule_fields():
+            help = (f"`{key.value}` is a field of the rule: write it beside `{place.path[2]}`",)
         where = "" if not place.path else f" in {place.name}"
         yield Diagnostic("RK020", f"unknown field {quote_excerpt(key.value)}{where}", (Label(key.span),), help)
+
+
+def _list_rule_fields() -> Collection[str]:
+    return frozenset(json.loads(schema_text())["$defs"]["rule"]["properties"])
 
 
 def _explain_missing_fields(place: SchemaPlace, error: Departure) -> Iterator[Diagnostic]:
@@ -282,6 +288,9 @@ def _suggest_scalar(place: SchemaPlace, types: Sequence[str]) -> str | None:
 def _suggest_quotes(place: SchemaPlace, types: Sequence[str]) -> str | None:
     """Suggest what to write instead of a mapping or list that was meant as text: `to: {stage}`."""
     written = place.node.span.text
+    if place.path[:1] == ("rules",) and place.path[2:] == ("to",) and isinstance(place.node, ListNode):
+        how = "to write one tensor under several names use `copy`, to cut it `split`"
+        return f"{how}: `copy: {written}`" if "\n" not in written else how
     if "string" in types and written[:1] in ("{", "[") and "\n" not in written:
         return f"a text that begins with {written[0]} must be quoted: '{written}'"
     return None
