@@ -87,11 +87,13 @@ def test_it_is_what_torch_makes_of_it(
     assert same(torch.frombuffer(bytearray(data), dtype=expected.dtype).reshape(expected.shape), expected)
 
 
-def test_indices_and_slices_read_their_own_scales() -> None:
+@pytest.mark.parametrize("block", [(2, 4), (1, 1), (1, 9), (7, 1)])
+def test_indices_and_slices_read_their_own_scales(block: tuple[int, int]) -> None:
     """Later operations read lists of rows, columns first, and ends of blocks."""
-    first, scale = random_tensor("F8_E4M3", (7, 9), 1), random_tensor("F32", (4, 3), 2)
-    combine = Combine("dequantize", "BF16", (2, 4))
-    whole = (first.float() * spread(scale, (7, 9), (2, 4))).bfloat16()
+    sizes = tuple(math.ceil(size / width) for size, width in zip((7, 9), block, strict=True))
+    first, scale = random_tensor("F8_E4M3", (7, 9), 1), random_tensor("F32", sizes, 2)
+    combine = Combine("dequantize", "BF16", block)
+    whole = (first.float() * spread(scale, (7, 9), block)).bfloat16()
     from tests.ops.cases import call_of
 
     for tail, expected in (
