@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -174,7 +174,37 @@ def _color_verdict(text: str, style: Style) -> str:
     return text
 
 
+_LONG_TABLE = 500
+"""The rows above which a table is only aligned: laying out 50,000 rows for a width would take half a minute."""
+
+
 def _print_table(table: TextTable) -> None:
+    for line in _align_table(table) if len(table.rows) > _LONG_TABLE else _lay_out_table(table):
+        if line := line.rstrip():
+            print(disarm_line(line))
+
+
+def _align_table(table: TextTable) -> Iterator[str]:
+    """Yield the lines of a table in columns that are as wide as their longest cell."""
+    from rich.cells import cell_len
+
+    heads = [column.removeprefix(">") for column in table.columns]
+    rows = [[escape_line(cell) for cell in row] for row in table.rows]
+    widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
+    if table.title:
+        yield escape_line(table.title)
+    rule = ["─" * (sum(widths) + 3 * (len(widths) - 1))]
+    for number, row in enumerate([heads, *rows]):
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = zip(table.columns, row, spaces, strict=True)
+        yield "   ".join(
+            f"{space}{cell}" if name.startswith(">") else f"{cell}{space}" for name, cell, space in cells
+        )
+        yield from rule if not number else ()
+
+
+def _lay_out_table(table: TextTable) -> Iterable[str]:
+    """Return the lines of a table that fits the terminal: cells that are too wide are folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -196,5 +226,4 @@ def _print_table(table: TextTable) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
     with console.capture() as capture:
         console.print(drawn)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    print("\n".join(disarm_line(line) for line in lines if line))
+    return capture.get().splitlines()

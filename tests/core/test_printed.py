@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remapkit.cli import render as report
-from remapkit.cli.render import CommandOutcome, TextTable
+from remapkit.cli.render import CommandOutcome, TextTable, _align_table, _lay_out_table
 from remapkit.diagnostics import diagnostic
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, render, to_github, to_json
 from remapkit.diagnostics.source import Source, Span
@@ -103,3 +103,11 @@ def test_a_place_that_is_not_escaped_is_seen(fault: str, monkeypatch: pytest.Mon
         for hostile in HOSTILE:
             check_text(render(Diagnostic("RK000", "x", notes=(hostile,))))
             check_github(to_github(Diagnostic("RK000", hostile, place=hostile)))
+
+
+@given(st.lists(st.tuples(*[st.text("ab漢é.", max_size=9)] * 3), min_size=1, max_size=9), st.sampled_from(("", "T")))
+def test_a_long_table_looks_like_a_short_one(rows: list[tuple[str, ...]], title: str) -> None:
+    rows = [row for row in rows if any(row)]  # an empty row is not printed
+    table = TextTable(("name", ">n", "漢字"), tuple(rows), title)
+    laid, aligned = ([line.rstrip() for line in way(table)] for way in (_lay_out_table, _align_table))
+    assert [line for line in laid if line] == [line for line in aligned if line]
