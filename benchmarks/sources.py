@@ -5,8 +5,8 @@
 
 Every run is a whole process. All ways run once per round in shuffled order, and round 0 warms up. The tensors have
 4 bytes each, so that names are all that costs. Printed are medians, of the clock and of the processor, and
-the ratios to `plain` of the same command: `dry run` plans and checks, `apply` also writes. The aim is at most 1.1 with
-a root and a strip. The processor's time is the one to trust on a machine that does other things too.
+the ratios to `plain` of the same command: `dry run` plans and checks, `apply` also writes. The aim is at most 1.1
+with a root and a strip. The time of the processor is the one to trust on a machine that does other things too.
 """
 
 from __future__ import annotations
