@@ -260,10 +260,10 @@ def _check_declared(
     if not declared_target:
         return skip_target_check(rules, "--no-target")
     target: StateDictSpec | str | None = None
-    if rules.file.target is not None and rules.file.target.config is not None:
+    if rules.last.file.target is not None and rules.last.file.target.config is not None:
         from remapkit.models.target import read_config_target  # imports torch
 
-        target = read_config_target(rules)
+        target = read_config_target(rules.last)
     if isinstance(target, str):
         return skip_target_check(rules, target)
     return check_declared_target(rules, plan, target=target, partial=partial, strict_dtype=strict_dtype)

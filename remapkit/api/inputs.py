@@ -14,6 +14,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.wording import escape_line
 from remapkit.formats.options import ReadOptions
+from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
@@ -63,12 +64,25 @@ def prove_rules(rules: RuleSet) -> Proof:
 
 
 def count_proven_params(rules: RuleSet, header: StateDictSpec, *, allow_undecided: bool) -> RuleSet:
-    """Return the rules with the params that are counted in a header: proven, if these have other values there."""
-    counted = count_params(rules, header)
+    """Return the rules with the params that are counted in a header: proven, if these have other values there.
+
+    The later parts of a route count in what the earlier ones make of it.
+    """
+    counted = _count_along_route(rules, header) if rules.after else count_params(rules, header)
     if counted is rules:
         return rules
     refuse_unproven([RuleSet.of(counted)], allow_undecided=allow_undecided)
     return RuleSet.of(counted)
+
+
+def _count_along_route(rules: CompiledRules, header: StateDictSpec) -> CompiledRules:
+    if not any(part.counted for part in rules.parts):
+        return rules
+    route = count_params(rules.parts[0], header)
+    for part in rules.after:
+        counted = count_params(part, make_plan(route, header).target)
+        route = replace(route, after=(*route.after, counted))
+    return replace(route, name=rules.name)
 
 
 def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> tuple[Diagnostic, ...]:
@@ -76,7 +90,7 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> t
 
     Raises `InvalidRules` with everything refuted or, unless `allow_undecided`, undecided.
     """
-    proofs = [prove_rules(rules) for rules in rule_sets]
+    proofs = [prove_rules(RuleSet.of(part)) for rules in rule_sets for part in rules.parts]
     blocking = [finding for proof in proofs for finding in proof.blocking(allow_undecided=allow_undecided)]
     if blocking:
         raise InvalidRules(blocking)
