@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
-from remapkit.diagnostics.wording import escape_line
 from remapkit.formats.options import ReadOptions
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level, Proof
@@ -150,21 +149,6 @@ class Side:
     path: SourceLike
     root: str | None = None
     rules: RuleFile | None = None
-
-
-def make_read_options(
-    root: str | None,
-    strip: Sequence[str],
-    strict_pickle: bool = False,
-    allow_expand: bool = False,
-    follow_links: bool = False,
-) -> ReadOptions:
-    """Return the options for reading a checkpoint; raises `UsageError` (RK609) for a `strip` that is no segment."""
-    wrong = [segment for segment in strip if not isinstance(segment, str) or not segment or "." in segment]
-    if wrong:
-        title = f"--strip {wrong[0]} must be one segment of a key, without dots"
-        raise UsageError(Diagnostic("RK609", escape_line(title), help=("pass each segment with its own --strip",)))
-    return ReadOptions(root, strict_pickle, allow_expand, follow_links, tuple(strip))
 
 
 def open_sides(stack: ExitStack, a: Side, b: Side, options: ReadOptions) -> tuple[Reader, Reader]:

@@ -25,6 +25,7 @@ FLAGS: Mapping[str, str] = {
             "allow-expand",
             "follow-links",
             "write",
+            "with-files",
         )
     },
     "no-target": "declared_target=False",
@@ -63,6 +64,7 @@ VALUES: Mapping[str, str] = {
             "seed",
             "name",
             "pairs",
+            "via",
         )
     },
     "from": "source",
