@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from remapkit.api.convert import Converted, convert
     from remapkit.api.diff import Diff, diff
     from remapkit.api.explain import Explanation, explain
+    from remapkit.api.graph import Graph
     from remapkit.api.identify import Identification, identify
     from remapkit.api.inspect import Inspection, inspect
     from remapkit.api.invert import Inverse, invert
@@ -75,6 +76,7 @@ _HOMES = {
     "Explanation": "api.explain",
     "FailedCheck": "diagnostics.errors",
     "FailedWrite": "diagnostics.errors",
+    "Graph": "api.graph",
     "Identification": "api.identify",
     "Inspection": "api.inspect",
     "InvalidRules": "diagnostics.errors",
@@ -143,6 +145,7 @@ __all__ = [
     "Explanation",
     "FailedCheck",
     "FailedWrite",
+    "Graph",
     "Identification",
     "Inspection",
     "InvalidRules",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from remapkit.registry.routes import (
     list_steps,
 )
 from remapkit.rulefile.read import read
+from remapkit.sources.declared import find_model_manifest
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec
@@ -231,7 +232,7 @@ class _Graph:
     def choose_start(self, header: StateDictSpec, end: str) -> LayoutFit:
         """Return the layout to convert, under its root; raises `UsageError` (RK663, RK664) if that is not one."""
         found = identify_header(header)
-        place, model = header.name, end.split("/")[0]
+        place = header.name
         if found.adapters:
             what = join_words(each.layout for each in found.adapters)
             title = f"{place} is an adapter (LoRA) of {what}: packs convert the weights of models"
@@ -241,7 +242,7 @@ class _Graph:
         if not found.layouts:
             near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
             title = f"no installed pack knows the layout of {place}"
-            help = (
+            help: tuple[str, ...] = (
                 "`remapkit new` starts a rule file for it",
                 "or name the rules yourself: remapkit apply RULES CKPT",
             )
@@ -262,8 +263,10 @@ class _Graph:
         )
         known = join_words(fit.layout for fit in found.layouts)
         title = f"no route leads from {known}, the layout of {place}, to {end}"
-        help = f"it can become {join_words(others)}" if others else f"no pack reads it; see the packs of {model}"
-        raise UsageError(Diagnostic("RK661", title, help=(help,)))
+        help = (
+            f"it can become {join_words(others)}" if others else "no pack reads it: see `remapkit packs --graph`",
+        )
+        raise UsageError(Diagnostic("RK661", title, help=help))
 
     def reaches(self, start: str, end: str) -> bool:
         return end in find_reachable(add_inverses(self.steps), start)
@@ -273,7 +276,8 @@ class _Graph:
 
         Raises `UsageError`: RK661 if there is none, RK662 if there are too many to compare.
         """
-        words = [found.name if (found := find_layout(word, self.layouts)) is not None else word for word in via]
+        named = [(find_layout(word, self.layouts), word) for word in via]
+        words = [layout.name if layout is not None else word for layout, word in named]
         for steps in (self.steps, add_inverses(self.steps)):
             found = find_routes(steps, start, end, words)
             if found.routes and found.complete:
@@ -346,6 +350,15 @@ def _list_origins(plan: ResolvedPlan) -> object:
     return made, frozenset(gone.fqn for gone in plan.dropped), codes
 
 
+def _invert_pack(rules: RuleSet) -> RuleSet:
+    """Return the inverse of a pack; the manifest of the model that the pack writes is its source."""
+    back = rules.inverse()
+    manifest = find_model_manifest(rules.file)
+    if back.file.source_keys is not None or manifest is None:
+        return back
+    return replace(back, file=replace(back.file, source_keys=manifest))
+
+
 class _Loader:
     """Loads the packs of routes, each once, with those of the params that it has."""
 
@@ -369,7 +382,7 @@ class _Loader:
             self._known |= names
             own = {name: value for name, value in self._params.items() if name in names}
             rules = load(step.pack, params=own, config=self._config)
-            self._loaded[key] = rules.inverse() if step.inverted else rules
+            self._loaded[key] = _invert_pack(rules) if step.inverted else rules
         return self._loaded[key]
 
     def refuse_unknown_params(self) -> None:

@@ -26,6 +26,7 @@ FLAGS: Mapping[str, str] = {
             "follow-links",
             "write",
             "with-files",
+            "graph",
         )
     },
     "no-target": "declared_target=False",

@@ -52,8 +52,8 @@ class Verdict(Enum):
 class LayoutFit:
     """How the keys under a root fit a layout.
 
-    `missing` are names of the layout that are not there, `foreign` keys that are none of its names, and `shapes` the
-    common names with another shape; in another size, numbers are left open (`*`). `outside` counts the keys outside
+    `missing` are names of the layout that are not there (in another size with numbers left open, `*`), `foreign`
+    keys that are none of its names, `shapes` the common names with another shape. `outside` counts the keys outside
     the root, and `scales` the companions of quantised weights, which no layout lists.
     """
 
@@ -67,6 +67,8 @@ class LayoutFit:
     foreign: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
     scales: int = 0
+    numbers: int = 0
+    """How many names the checkpoint and the layout's manifest do not have in common, numbers counted."""
 
     @property
     def fits(self) -> bool:
@@ -149,10 +151,13 @@ def _overlaps(one: str, other: str) -> bool:
 
 
 def _keep_best(fits: Sequence[LayoutFit]) -> tuple[LayoutFit, ...]:
-    """Return for each root the layouts that fit best."""
+    """Return for each root the layouts that fit best; of those in another size, the ones with most common names."""
     order = list(Verdict)
-    best = {fit.root: min(order.index(each.verdict) for each in fits if each.root == fit.root) for fit in fits}
-    return tuple(fit for fit in fits if order.index(fit.verdict) == best[fit.root])
+    best: dict[str, tuple[int, int]] = {}
+    for fit in fits:
+        rank = order.index(fit.verdict), fit.numbers
+        best[fit.root] = min(best.get(fit.root, rank), rank)
+    return tuple(fit for fit in fits if best[fit.root] == (order.index(fit.verdict), fit.numbers))
 
 
 def _list_candidates() -> list[_Candidate]:
@@ -242,14 +247,29 @@ def _judge(rough: _Rough, header: StateDictSpec, names: Sequence[str], companion
     scales = sum(fqn.startswith(prefix) for fqn in companions)
     judged = [_judge_manifest(rough, header, inside, known) for known in _read_manifests(rough.candidate)]
     order = list(Verdict)
-    best = min(judged, key=lambda one: (order.index(one[0]), sum(map(len, one[1:]))))
-    outside = len(header) - len(inside) - scales
+    best = min(judged, key=lambda one: (order.index(one.verdict), one.numbers, len(one.shapes)))
     return LayoutFit(
-        rough.candidate.layout, rough.candidate.packs, rough.root, best[0], len(inside), outside, *best[1:], scales
+        rough.candidate.layout,
+        rough.candidate.packs,
+        rough.root,
+        best.verdict,
+        len(inside),
+        len(header) - len(inside) - scales,
+        best.missing,
+        best.foreign,
+        best.shapes,
+        scales,
+        best.numbers,
     )
 
 
-_Judgement = tuple[Verdict, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    verdict: Verdict
+    numbers: int
+    missing: tuple[str, ...]
+    foreign: tuple[str, ...]
+    shapes: tuple[str, ...]
 
 
 def _judge_manifest(
@@ -258,17 +278,19 @@ def _judge_manifest(
     missing = tuple(fqn for fqn in known if fqn not in inside)
     foreign = tuple(fqn for fqn in inside if fqn not in known)
     shapes = tuple(fqn for fqn, spec in known.items() if fqn in inside and header[inside[fqn]].shape != spec.shape)
-    if not missing and not foreign:
-        return (Verdict.OTHER_SIZE if shapes else Verdict.EXACT), (), (), shapes
-    strangers = tuple(fqn for fqn in foreign if mask_indices(fqn) not in rough.candidate.kinds)
+    numbers = len(missing) + len(foreign)
+    if not numbers:
+        return _Judgement(Verdict.OTHER_SIZE if shapes else Verdict.EXACT, 0, (), (), shapes)
+    kinds = rough.candidate.kinds
     here = set(map(mask_indices, inside))
-    lacking = tuple(sorted(kind for kind in rough.candidate.kinds if kind not in here))
-    if not strangers and not _find_unspoken(rough.candidate, inside):
-        if not lacking and (foreign or shapes):
-            return Verdict.OTHER_SIZE, (), (), shapes
-        if 2 * len(lacking) <= len(rough.candidate.kinds):
-            return Verdict.PART, missing if not (foreign or shapes) else lacking, (), shapes
-    return Verdict.NEAR, lacking, strangers or tuple(_find_unspoken(rough.candidate, inside)), shapes
+    lacking = tuple(sorted(kind for kind in kinds if kind not in here))
+    strangers = tuple(fqn for fqn in foreign if mask_indices(fqn) not in kinds)
+    strangers = strangers or tuple(_find_unspoken(rough.candidate, inside))
+    if strangers or 2 * len(lacking) > len(kinds):
+        return _Judgement(Verdict.NEAR, numbers, lacking, strangers, shapes)
+    if not lacking and (foreign or shapes):
+        return _Judgement(Verdict.OTHER_SIZE, numbers, (), (), shapes)
+    return _Judgement(Verdict.PART, numbers, lacking if foreign or shapes else missing, (), shapes)
 
 
 def _find_unspoken(candidate: _Candidate, fqns: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Find the routes from one layout to another: packs one after the other, no layout twice.
 
 The search is a walk over all paths without a repeated layout, shortest first; it ends because each step visits a new
-layout, and gives up after `MAX_STEPS` steps or `MAX_ROUTES` routes, so that its cost is bounded whatever is installed.
+layout, and gives up after `MAX_STEPS` steps or `MAX_ROUTES` routes: its cost is bounded whatever is installed.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from remapkit.plans.moves import Move, describe_sources
 
 def run(args: Namespace) -> CommandOutcome:
     """Prove, plan, check, write."""
-    with show_progress(lambda: _describe_writing(args)) as bar:
+    with show_progress(lambda: describe_writing(args)) as bar:
         written = apply(
             args.rules,
             args.checkpoint,
@@ -77,7 +77,7 @@ def describe_written(written: Written, args: Namespace) -> Iterator[str | TextTa
     yield from _describe_written(written, in_place=getattr(args, "in_place", False))
 
 
-def _describe_writing(args: Namespace) -> str:
+def describe_writing(args: Namespace) -> str:
     outputs = choose_outputs(args.checkpoint, args.output, args.to_format)
     return f"writing {join_words((Path(str(mount.file)).name for mount in outputs), 2)}"
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from remapkit.api.apply import choose_outputs
 from remapkit.api.convert import Converted, convert
 from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
-from remapkit.cli.commands.apply import describe_written, dump_written
+from remapkit.cli.commands.apply import describe_writing, describe_written, dump_written
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome
 
 
 def run(args: Namespace) -> CommandOutcome:
     """Identify, find the route, prove, plan, check, write."""
-    with show_progress(
-        lambda: f"writing {choose_outputs(args.checkpoint, args.output, args.to_format)[0].file}"
-    ) as bar:
+    with show_progress(lambda: describe_writing(args)) as bar:
         converted = convert(
             args.checkpoint,
             args.to,
