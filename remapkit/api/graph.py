@@ -147,7 +147,7 @@ def _draw_box(layout: Layout, x: int, y: int) -> str:
 
 def _draw_way(places: dict[str, tuple[int, int]], source: str, target: str, packs: Sequence[str]) -> str:
     """Draw an arrow between neighbours straight, to the right above and to the left below; over others in a bow."""
-    (x1, y1), (x2, y2) = places[source], places[target]
+    (x1, y1), (x2, _) = places[source], places[target]
     right = x2 > x1
     if abs(x2 - x1) <= WIDTH + ACROSS:
         height = y1 + (12 if right else HEIGHT - 12)
