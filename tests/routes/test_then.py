@@ -47,7 +47,7 @@ SECOND = {
         "unmatched: keep"
     ),
     "cast": "rules:\n  - {id: c, path: 'm.{i:int}.b', ops: [{cast: F16}], to: 'z.{i}.b'}\nunmatched: keep",
-    "stack": "rules:\n  - {id: s, path: 'm.{i:int}.{x:w|q|k|b}', stack: {dim: 0, by: i}, to: 'z.{x}'}\nunmatched: keep",
+    "stack": "rules: [{id: s, path: 'm.{i:int}.{x:w|q|k|b}', stack: {dim: 0, by: i}, to: 'z.{x}'}]\nunmatched: keep",
     "merge": "rules: [{id: m, path: 'm.{i:int}.b', merge: {by: i}, to: 'z.b'}]\nunmatched: keep",
     "merge of joined": (
         "rules: [{id: m, path: 'm.{i:int}.b', merge: {by: i}, ops: [{scale: 2}], to: 'z.b'}]\nunmatched: keep"
@@ -68,7 +68,8 @@ def make_state(rows: int, columns: int, seed: int = 0) -> dict[str, torch.Tensor
     bias = torch.randn(rows, generator=generator)
     names = [f"a.{i}.{leaf}" for i in range(2) for leaf in ("w", "b")]
     return {
-        name: torch.randn(rows, columns, generator=generator) if name.endswith("w") else bias.clone() for name in names
+        name: torch.randn(rows, columns, generator=generator) if name.endswith("w") else bias.clone()
+        for name in names
     }
 
 
