@@ -101,8 +101,8 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     "these keys are those of layout wan22-vae/upstream (packs wan22_pth and wan22_vae) under root 'net': --root net"
     """
     parts = [fit for fit in identify_layout(names) if fit.is_part]
-    found = [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking) and fit.pack != but]
-    if not found:
+    found = [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking)]
+    if not found or but in [fit.pack for fit in found]:  # then another pack that reads the layout is no better
         return None
     root, lacking = found[0].root, found[0].lacking
     if root and isinstance(names, StateDictSpec) and any(names.prefixes):

@@ -126,7 +126,7 @@ def test_the_cache_follows_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     keys.write_text(json.dumps({"b.w": {"dtype": "F32", "shape": [1]}}))
     assert read().source.kinds == frozenset({"b.w"})
     cache = tmp_path / "cache" / layouts.CACHE
-    for broken in ("", "[]", "{", '{"%s": {"files": 3}}' % pack, "[" * 100_000):
+    for broken in ("", "[]", "{", json.dumps({str(pack): {"files": 3}}), "[" * 100_000):
         cache.write_text(broken)
         assert read().source.kinds == frozenset({"b.w"})
     monkeypatch.setenv("REMAPKIT_CACHE", "")
