@@ -3,8 +3,8 @@
     python benchmarks/identify.py                # 50 packs, 9 rounds: half a minute
     python benchmarks/identify.py --packs 200
 
-The packs are the shipped ones, and copies of them under other names in a copy of the package, each with manifests of its
-own. Printed are the median and the best of the rounds.
+The packs are the shipped ones, and copies of them under other names in a copy of the package, each with manifests of
+its own. Printed are the median and the best of the rounds.
 """
 
 from __future__ import annotations

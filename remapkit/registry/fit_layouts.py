@@ -247,6 +247,7 @@ def _judge(rough: _Rough, header: StateDictSpec, names: Sequence[str], companion
     scales = sum(fqn.startswith(prefix) for fqn in companions)
     judged = [_judge_manifest(rough, header, inside, known) for known in _read_manifests(rough.candidate)]
     order = list(Verdict)
+    judged = judged or [_Judgement(Verdict.NEAR, len(inside), (), (), ())]  # its manifests were removed meanwhile
     best = min(judged, key=lambda one: (order.index(one.verdict), one.numbers, len(one.shapes)))
     return LayoutFit(
         rough.candidate.layout,
@@ -311,13 +312,16 @@ def _find_unspoken(candidate: _Candidate, fqns: Iterable[str]) -> list[str]:
 
 def _read_manifests(candidate: _Candidate) -> list[StateDictSpec]:
     """Return the different manifests of a candidate: those of one layout may be of several sizes."""
-    from remapkit.rulefile.read import examine
-    from remapkit.sources.declared import read_declared_source, read_declared_target
+    from remapkit.diagnostics.errors import RemapkitError
+    from remapkit.sources.declared import read_declared
 
     found: list[StateDictSpec] = []
     for pack, is_source in candidate.manifests:
-        file = examine(pack.path).file
-        known = None if file is None else (read_declared_source if is_source else read_declared_target)(file)
+        path = (pack.source if is_source else pack.target).manifest
+        try:
+            known = read_declared(path) if path is not None else None
+        except RemapkitError:  # removed since the cache was made
+            known = None
         if known is not None and not any(dict(known) == dict(other) for other in found):
             found.append(known)
     return found

@@ -22,18 +22,20 @@ from remapkit.registry.installed import PackFile, packs
 from remapkit.tensors.families import mask_indices
 
 if TYPE_CHECKING:
+    from remapkit.diagnostics.source import Text
     from remapkit.rulefile.syntax import RuleFile
 
-CACHE = f"layouts-1-{VERSION}.json"
+CACHE = f"layouts-2-{VERSION}.json"
 """The file of the cache; another version of remapkit has another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a pack: the names of its layout, and the names of its manifest with their numbers left open."""
+    """One side of a pack: the names of its layout, the names of its manifest with numbers left open, its manifest."""
 
     names: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
+    manifest: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,14 @@ def _read_entry(pack: PackFile, entry: Any) -> PackLayouts | None:
     """Return what an entry says; None if there is none, or a file that it was made of has changed."""
     if entry is None or any(_stamp(Path(path)) != (path, time, size) for path, time, size in entry["files"]):
         return None
-    sides = (Side(tuple(map(str, each["names"])), frozenset(map(str, each["kinds"]))) for each in entry["sides"])
+    sides = (
+        Side(
+            tuple(map(str, each["names"])),
+            frozenset(map(str, each["kinds"])),
+            Path(each["manifest"]) if each["manifest"] else None,
+        )
+        for each in entry["sides"]
+    )
     source, target = sides
     return PackLayouts(pack.name, pack.path, source, target)
 
@@ -153,7 +162,12 @@ def _read_entry(pack: PackFile, entry: Any) -> PackLayouts | None:
 def _make_entry(pack: PackFile) -> dict[str, Any]:
     """Read a pack and its manifests; one that cannot be read says nothing."""
     from remapkit.rulefile.read import examine
-    from remapkit.sources.declared import read_declared_source, read_declared_target
+    from remapkit.sources.declared import (
+        find_target_manifest,
+        read_declared_source,
+        read_declared_target,
+        resolve_declared_path,
+    )
 
     files, sides = {pack.path: _stamp(pack.path)}, [Side(), Side()]
     try:
@@ -162,16 +176,28 @@ def _make_entry(pack: PackFile) -> dict[str, Any]:
         file = None
     if file is not None:
         files |= {path: _stamp(path) for path in _list_manifests(file)}
-        for number, (names, read) in enumerate(
-            ((file.source_layout, read_declared_source), (file.target_layout, read_declared_target))
+        for number, (names, read, find) in enumerate(
+            (
+                (file.source_layout, read_declared_source, _get_source_manifest),
+                (file.target_layout, read_declared_target, find_target_manifest),
+            )
         ):
             try:
-                known = read(file)
+                known, manifest = read(file), find(file)
+                place = resolve_declared_path(file, manifest) if known and manifest is not None else None
             except RemapkitError:
-                known = None
-            sides[number] = Side(tuple(name.value for name in names), frozenset(map(mask_indices, known or ())))
-    written = [{"names": list(side.names), "kinds": sorted(side.kinds)} for side in sides]
+                known, place = None, None
+            kinds = frozenset(map(mask_indices, known or ()))
+            sides[number] = Side(tuple(name.value for name in names), kinds, place)
+    written = [
+        {"names": list(side.names), "kinds": sorted(side.kinds), "manifest": str(side.manifest or "")}
+        for side in sides
+    ]
     return {"files": [list(stamp) for stamp in files.values()], "sides": written}
+
+
+def _get_source_manifest(file: RuleFile) -> Text | None:
+    return file.source_keys
 
 
 def _list_manifests(file: RuleFile) -> Iterator[Path]:

@@ -82,6 +82,13 @@ def read_declared_target(file: RuleFile) -> StateDictSpec | None:
     return None if beside is None else _read_manifest(file, beside, "target")
 
 
+def find_target_manifest(file: RuleFile) -> Text | None:
+    """Return the manifest of the target as a rule file names it, or the one of its model beside it."""
+    if file.target is not None and file.target.keys is not None:
+        return file.target.keys
+    return find_model_manifest(file)
+
+
 def find_model_manifest(file: RuleFile) -> Text | None:
     """Return the manifest beside a rule file of the model that it declares as its target, None if there is none."""
     written = file.target
