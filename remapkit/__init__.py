@@ -9,7 +9,8 @@
     remapkit.load_into(model, "Wan2.2_VAE.pth", rules)  # every tensor in its place, none copied
 
 Each command of the command line is a function of the same name with the same options as keywords: `apply`, `check`,
-`diff`, `explain`, `inspect`, `invert`, `learn`, `lint`, `new`, `packs`, `recover`, `schema`, `test`, `verify`.
+`convert`, `diff`, `explain`, `identify`, `inspect`, `invert`, `learn`, `lint`, `new`, `packs`, `recover`, `schema`,
+`test`, `verify`.
 What they have to say is in the `diagnostics` of their results, and goes to the logger `remapkit`.
 
 `__all__` is the whole public surface. Names are imported when first used: `import remapkit` costs nothing.
@@ -23,8 +24,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from remapkit.api.apply import Written, apply
     from remapkit.api.check import CheckReport, check
+    from remapkit.api.convert import Converted, convert
     from remapkit.api.diff import Diff, diff
     from remapkit.api.explain import Explanation, explain
+    from remapkit.api.graph import Graph
+    from remapkit.api.identify import Identification, identify
     from remapkit.api.inspect import Inspection, inspect
     from remapkit.api.invert import Inverse, invert
     from remapkit.api.learn import LearnReport, learn
@@ -66,11 +70,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Check": "plans.check",
     "CheckReport": "api.check",
+    "Converted": "api.convert",
     "Diagnostic": "diagnostics.diagnostic",
     "Diff": "api.diff",
     "Explanation": "api.explain",
     "FailedCheck": "diagnostics.errors",
     "FailedWrite": "diagnostics.errors",
+    "Graph": "api.graph",
+    "Identification": "api.identify",
     "Inspection": "api.inspect",
     "InvalidRules": "diagnostics.errors",
     "Inverse": "api.invert",
@@ -107,9 +114,11 @@ _HOMES = {
     "Written": "api.apply",
     "apply": "api.apply",
     "check": "api.check",
+    "convert": "api.convert",
     "diff": "api.diff",
     "explain": "api.explain",
     "header": "models.target",
+    "identify": "api.identify",
     "inspect": "api.inspect",
     "invert": "api.invert",
     "learn": "api.learn",
@@ -130,11 +139,14 @@ _HOMES = {
 __all__ = [
     "Check",
     "CheckReport",
+    "Converted",
     "Diagnostic",
     "Diff",
     "Explanation",
     "FailedCheck",
     "FailedWrite",
+    "Graph",
+    "Identification",
     "Inspection",
     "InvalidRules",
     "Inverse",
@@ -172,9 +184,11 @@ __all__ = [
     "__version__",
     "apply",
     "check",
+    "convert",
     "diff",
     "explain",
     "header",
+    "identify",
     "inspect",
     "invert",
     "learn",

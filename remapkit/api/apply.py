@@ -12,7 +12,6 @@ from remapkit.api.inputs import (
     Keys,
     NamedTarget,
     count_proven_params,
-    make_read_options,
     refuse_unproven,
 )
 from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
@@ -25,6 +24,7 @@ from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
+from remapkit.formats.options import make_read_options
 from remapkit.plans.cast import cast_plan
 from remapkit.plans.check import Check, check_known_keys, make_check
 from remapkit.plans.layers import is_another_size
@@ -260,10 +260,10 @@ def _check_declared(
     if not declared_target:
         return skip_target_check(rules, "--no-target")
     target: StateDictSpec | str | None = None
-    if rules.file.target is not None and rules.file.target.config is not None:
+    if rules.last.file.target is not None and rules.last.file.target.config is not None:
         from remapkit.models.target import read_config_target  # imports torch
 
-        target = read_config_target(rules)
+        target = read_config_target(rules.last)
     if isinstance(target, str):
         return skip_target_check(rules, target)
     return check_declared_target(rules, plan, target=target, partial=partial, strict_dtype=strict_dtype)

@@ -12,7 +12,6 @@ from remapkit.api.inputs import (
     count_proven_params,
     is_header,
     list_rules,
-    make_read_options,
     refuse_unproven,
 )
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, load, resolve_rules
@@ -20,6 +19,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, join_words, suggest_name
+from remapkit.formats.options import make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.make import make_plan

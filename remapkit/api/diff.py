@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from remapkit.api.inputs import Side, make_read_options, open_sides
+from remapkit.api.inputs import Side, open_sides
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
@@ -15,6 +15,7 @@ from remapkit.diagnostics.wording import count_noun
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
 from remapkit.formats.compare import Contents, Difference, compare
+from remapkit.formats.options import make_read_options
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves

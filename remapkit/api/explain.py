@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules_of_one_file
 from remapkit.formats.options import ReadOptions
 from remapkit.patterns.stopping import Stop
 from remapkit.rules.model import Match, Rule
@@ -70,7 +70,7 @@ def explain(
     >>> found.ok, found.matches[0].target
     (True, 'encoder.downsamples.0.downsampler.resample.1.bias')
     """
-    rule_set = resolve_rules(rules, params, config)
+    rule_set = resolve_rules_of_one_file(rules, params, config)
     return tuple(_explain_key(rule_set, fqn) for fqn in ([keys] if isinstance(keys, str) else keys))
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
-from remapkit.diagnostics.wording import escape_line
 from remapkit.formats.options import ReadOptions
+from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
@@ -63,12 +63,25 @@ def prove_rules(rules: RuleSet) -> Proof:
 
 
 def count_proven_params(rules: RuleSet, header: StateDictSpec, *, allow_undecided: bool) -> RuleSet:
-    """Return the rules with the params that are counted in a header: proven, if these have other values there."""
-    counted = count_params(rules, header)
+    """Return the rules with the params that are counted in a header: proven, if these have other values there.
+
+    The later parts of a route count in what the earlier ones make of it.
+    """
+    counted = _count_along_route(rules, header) if rules.after else count_params(rules, header)
     if counted is rules:
         return rules
     refuse_unproven([RuleSet.of(counted)], allow_undecided=allow_undecided)
     return RuleSet.of(counted)
+
+
+def _count_along_route(rules: CompiledRules, header: StateDictSpec) -> CompiledRules:
+    if not any(part.counted for part in rules.parts):
+        return rules
+    route = count_params(rules.parts[0], header)
+    for part in rules.after:
+        counted = count_params(part, make_plan(route, header).target)
+        route = replace(route, after=(*route.after, counted))
+    return replace(route, name=rules.name)
 
 
 def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> tuple[Diagnostic, ...]:
@@ -76,7 +89,7 @@ def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> t
 
     Raises `InvalidRules` with everything refuted or, unless `allow_undecided`, undecided.
     """
-    proofs = [prove_rules(rules) for rules in rule_sets]
+    proofs = [prove_rules(RuleSet.of(part)) for rules in rule_sets for part in rules.parts]
     blocking = [finding for proof in proofs for finding in proof.blocking(allow_undecided=allow_undecided)]
     if blocking:
         raise InvalidRules(blocking)
@@ -136,21 +149,6 @@ class Side:
     path: SourceLike
     root: str | None = None
     rules: RuleFile | None = None
-
-
-def make_read_options(
-    root: str | None,
-    strip: Sequence[str],
-    strict_pickle: bool = False,
-    allow_expand: bool = False,
-    follow_links: bool = False,
-) -> ReadOptions:
-    """Return the options for reading a checkpoint; raises `UsageError` (RK609) for a `strip` that is no segment."""
-    wrong = [segment for segment in strip if not isinstance(segment, str) or not segment or "." in segment]
-    if wrong:
-        title = f"--strip {wrong[0]} must be one segment of a key, without dots"
-        raise UsageError(Diagnostic("RK609", escape_line(title), help=("pass each segment with its own --strip",)))
-    return ReadOptions(root, strict_pickle, allow_expand, follow_links, tuple(strip))
 
 
 def open_sides(stack: ExitStack, a: Side, b: Side, options: ReadOptions) -> tuple[Reader, Reader]:

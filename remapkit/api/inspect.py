@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import list_files_read, make_read_options
+from remapkit.api.inputs import list_files_read
 from remapkit.api.ruleset import checked
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
+from remapkit.formats.options import make_read_options
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.tensors.families import Family, find_families

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remapkit.api.inputs import list_files_read, list_rule_files
-from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules_of_one_file
 from remapkit.authoring.invert import invert as write_inverse
 from remapkit.authoring.invert import list_lost
 from remapkit.authoring.write_inverse import relocate_path
@@ -69,7 +69,7 @@ def invert(
     'encoder.downsamples.0.downsamples.2.resample.1.bias'
     """
     arguments = dict(locals())
-    rule_set = resolve_rules(rules, params, config)
+    rule_set = resolve_rules_of_one_file(rules, params, config)
     folder = None if output is None else Path(output).parent
     known = read_declared_source(rule_set.file)
     text = write_inverse(rule_set, header=known, beside=folder, partial=partial)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from remapkit.api.inputs import Side, list_files_read, make_read_options, open_sides
+from remapkit.api.inputs import Side, list_files_read, open_sides
 from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
@@ -19,6 +19,7 @@ from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.files.text import write_texts
 from remapkit.formats import Reader
 from remapkit.formats.manifest import manifest_json
+from remapkit.formats.options import make_read_options
 from remapkit.registry.installed import read_user_json
 from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.inputs import list_files_read, make_read_options
+from remapkit.api.inputs import list_files_read
 from remapkit.api.ruleset import Config, checked
 from remapkit.authoring.new import new_rule_file
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
@@ -18,6 +18,7 @@ from remapkit.diagnostics.wording import escape_line, join_words
 from remapkit.files.index_names import is_index
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
+from remapkit.formats.options import make_read_options
 from remapkit.models.target import TargetRef, read_target_header
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source

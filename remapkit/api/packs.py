@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, overload
 
-from remapkit.api.ruleset import RuleSet, load
+from remapkit.api.graph import Graph, make_graph
+from remapkit.api.ruleset import RuleSet, checked, load
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import RemapkitError
+from remapkit.diagnostics.errors import RemapkitError, UsageError
+from remapkit.diagnostics.source import Text
 from remapkit.models.target import find_declared_target
 from remapkit.registry import installed
 from remapkit.registry.verified import read_witness
@@ -14,12 +19,14 @@ from remapkit.registry.verified import read_witness
 
 @dataclass(frozen=True, slots=True)
 class PackSummary:
-    """The description of a pack: a line, its declared target, and how it was verified by value (`no`: not at all).
+    """The description of a pack: a line, its layouts, its target, how it was verified by value (`no`: not at all).
 
     `problems` are the findings of `lint` for rules that cannot be compiled; the other fields are then empty.
     """
 
     summary: str = ""
+    source_layout: str = ""
+    target_layout: str = ""
     target: str = ""
     by_value: str = ""
     problems: tuple[Diagnostic, ...] = ()
@@ -43,18 +50,45 @@ class Pack(installed.PackFile):
         witness = read_witness(self.path)
         return PackSummary(
             summary=rules.file.summary.value if rules.file.summary else "",
+            source_layout=_name_layout(rules.file.source_layout),
+            target_layout=_name_layout(rules.file.target_layout),
             target=str(target) if target else "",
             by_value=witness.describe_state(rules) if witness is not None else "no",
         )
 
 
-def packs() -> tuple[Pack, ...]:
+def _name_layout(names: Sequence[Text]) -> str:
+    """Return the name of a layout, with its other names."""
+    return ", ".join(name.value for name in names)
+
+
+@overload
+def packs() -> tuple[Pack, ...]: ...
+@overload
+def packs(*, graph: Literal[False], output: str | Path | None = None, force: bool = False) -> tuple[Pack, ...]: ...
+@overload
+def packs(*, graph: Literal[True], output: str | Path | None = None, force: bool = False) -> Graph: ...
+@checked
+def packs(*, graph: bool = False, output: str | Path | None = None, force: bool = False) -> tuple[Pack, ...] | Graph:
     """Return every installed pack, sorted by name.
 
-    Raises `UsageError` if two plugins have the same name.
+    Args:
+        graph: Return the layouts that the packs read and write, and which pack leads from which to which.
+        output: Write that as a picture: an `.svg`, or an `.html`.
+        force: Replace the picture if it exists.
+
+    Raises:
+        UsageError: Two plugins with the same name; a picture without `graph`, or with another suffix.
+        UnwritableOutput: A picture that cannot be written, or exists (`OutputExists`).
 
     >>> found = {pack.name: pack for pack in packs()}
     >>> found["wan22_pth"].describe().target
     'wan.vae:WanVAE'
+    >>> [str(step) for step in packs(graph=True).steps if step.source == "flux/bfl"]
+    ['flux_bfl']
     """
+    if graph:
+        return make_graph(output, force=force)
+    if output is not None:
+        raise UsageError(Diagnostic("RK609", "-o names the picture of --graph", help=("pass --graph too",)))
     return tuple(Pack(pack.name, pack.path, pack.origin) for pack in installed.packs())

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from remapkit.diagnostics.arguments import check_arguments
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import count_noun
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
@@ -93,6 +96,8 @@ class RuleSet(CompiledRules):
     """
 
     def __str__(self) -> str:
+        if self.after:
+            return f"{self.name}: a route of {len(self.parts)} rule files"
         parts = [count_noun(len(self.rules), "rule")]
         others = (("keep", self.keep), ("drop", self.drop))
         parts += [f"{len(patterns)} {word}" for word, patterns in others if patterns]
@@ -115,18 +120,35 @@ class RuleSet(CompiledRules):
 
         return Plan.of(make_plan(self, header(source)))
 
+    def then(self, other: RulesLike) -> RuleSet:
+        """Return the rules that do what these and then `other` do, as one plan: nothing between is made or written.
+
+        The result can be applied, checked, planned, proven, loaded with and called. It is proven if both parts are,
+        reads what these rules read, and is checked against the target of `other`. `match` is that of the first part.
+
+        Raises `UsageError` (RK666) if these rules write another layout than `other` reads, and what `load` raises.
+
+        >>> import remapkit
+        >>> there = remapkit.load("wan22_pth").then(remapkit.load("wan22_diffusers").inverse())
+        >>> there({"decoder.upsamples.0.upsamples.3.time_conv.bias": "any value"})
+        {'decoder.up_blocks.0.upsampler.time_conv.bias': 'any value'}
+        """
+        from remapkit.rules.chain import chain_rules
+
+        return RuleSet.of(chain_rules(self, resolve_rules(other)))
+
     def prove(self, *, header: Iterable[str] | None = None) -> Proof:
         """Decide for every possible key whether these rules are unambiguous and lose nothing.
 
-        `header` are known source keys; see `Proof`.
+        `header` are known source keys; see `Proof`. For a route, the parts are proven.
 
         >>> import remapkit
         >>> remapkit.load("wan22_diffusers").prove().level.value
         'proven for all keys'
         """
-        from remapkit.proofs.prover import prove
+        from remapkit.proofs.prover import prove, prove_parts
 
-        return prove(self, header=header)
+        return prove_parts(self) if self.after else prove(self, header=header)
 
     def inverse(self, *, partial: bool = False) -> RuleSet:
         """Return the rule set that maps every target back to its source; `partial`: every target that is not dropped.
@@ -138,6 +160,9 @@ class RuleSet(CompiledRules):
         >>> back.match("encoder.downsamples.0.downsampler.resample.1.bias")[0].target
         'encoder.downsamples.0.downsamples.2.resample.1.bias'
         """
+        if self.after:
+            first, *others = (RuleSet.of(part).inverse(partial=partial) for part in reversed(self.parts))
+            return reduce(RuleSet.then, others, first)
         from remapkit.authoring.invert import collect_param_values, invert
         from remapkit.rulefile.read import read_text
         from remapkit.rules.compile import compile_rules
@@ -219,6 +244,17 @@ def compile_rules(
     from remapkit.rules import compile
 
     return RuleSet.of(compile.compile_rules(rule_file, params, config))
+
+
+def resolve_rules_of_one_file(
+    rules: RulesLike, params: Mapping[str, int | Sequence[int]] | None = None, config: Config | None = None
+) -> RuleSet:
+    """Return the rules like `resolve_rules`; raises `UsageError` (RK609) for a route, which is no rule file."""
+    found = resolve_rules(rules, params, config)
+    if found.after:
+        help = ("take its rule files one by one: `RuleSet.parts`",)
+        raise UsageError(Diagnostic("RK609", f"{found.name} is a route, not one rule file", help=help))
+    return found
 
 
 def resolve_rules(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from remapkit.api.inputs import Keys, is_header, list_files_read, list_rule_files, make_read_options, refuse_unproven
-from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
+from remapkit.api.inputs import Keys, is_header, list_files_read, list_rule_files, refuse_unproven
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules_of_one_file
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
-from remapkit.formats.options import ReadOptions
+from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.reference import resolve_reference
 from remapkit.models.target import TargetRef, find_declared_target, header, import_factory
 from remapkit.plans.make import make_plan
@@ -107,7 +107,7 @@ def verify(
     """
     arguments = dict(locals())
     options = make_read_options(root, strip)
-    rule_set = resolve_rules(rules, params, config)
+    rule_set = resolve_rules_of_one_file(rules, params, config)
     findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
     if write and rule_set.file.path is None:
         raise UsageError(Diagnostic("RK609", "--write keeps the witness beside a rule file, but there is none"))

@@ -126,6 +126,7 @@ class InverseWriter:
         yield f"name: {name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX}"
         if self.rules.file.summary is not None:
             yield f"summary: {quote_text('The inverse of: ' + self.rules.file.summary.value)}"
+        yield from self.write_layouts()
         yield from self.write_ends()
         yield from self.write_params()
         yield from self.write_requirements()
@@ -152,6 +153,14 @@ class InverseWriter:
     def is_lost(self, rule: str) -> bool:
         """Return whether a rule has no inverse."""
         return any(each.one_way and each.entry == rule for each in self.lost)
+
+    def write_layouts(self) -> Iterator[str]:
+        """Swap the names of the layouts. What is lost makes the result another layout, which has no name."""
+        file = self.rules.file
+        for field, names in (("from", file.target_layout), ("to", () if self.lost else file.source_layout)):
+            words = [name.value for name in names]
+            if words:
+                yield f"{field}: {emit_flow(words if len(words) > 1 else words[0])}"
 
     def write_ends(self) -> Iterator[str]:
         """Swap source and target, if the target can be a source: a model is not a file of keys."""

@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_apply(commands)
+    _add_convert(commands)
     _add_check(commands)
     _add_rule_commands(commands)
     _add_checkpoint_commands(commands)
@@ -159,16 +160,7 @@ def _add_undecided(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _add_command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
-    parser.add_argument("rules", metavar="RULES", help=_RULES)
-    parser.add_argument("checkpoint", metavar="CKPT", nargs="+", help=_SOURCE)
-    parser.add_argument(
-        "--metadata-from",
-        metavar="FILE",
-        action=StoreOnce,
-        help="where the metadata of several CKPTs contradict each other, keep those of FILE",
-    )
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
@@ -185,11 +177,6 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument("--dry-run", action="store_true", help="show every move; write nothing")
     parser.add_argument("--dtype", metavar="D", help="cast every plain float to bf16, fp16, fp32 or fp64")
     parser.add_argument(
-        "--in-place",
-        action="store_true",
-        help="rename inside CKPT, a single safetensors file: write only its header, under a journal",
-    )
-    parser.add_argument(
         "--shard-size", metavar="SIZE", help="write shards of at most SIZE (5GB, 500MiB) and their index"
     )
     parser.add_argument(
@@ -201,6 +188,52 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
         help="write tied weights as copies, not once with the other names in the metadata",
     )
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+
+
+def _add_convert(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add_command(commands, "convert", "write a checkpoint in another layout, by a route of packs")
+    parser.add_argument("checkpoint", metavar="CKPT", nargs="+", help=_SOURCE)
+    parser.add_argument(
+        "--to", metavar="LAYOUT", required=True, help="the layout to write; see `remapkit packs --graph`"
+    )
+    parser.add_argument(
+        "--via",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a layout or a pack that the route must pass; repeatable, in order",
+    )
+    _add_output(parser)
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="accept a checkpoint that lacks known keys, and a route on which something is lost",
+    )
+    parser.add_argument(
+        "--with-files", action="store_true", help="copy the files beside the weights of a folder (config, tokenizer)"
+    )
+    _add_undecided(parser)
+    _add_model(parser)
+    _add_params(parser)
+    _add_source_options(parser)
+
+
+def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add_command(commands, "apply", "prove, plan and check, then write the checkpoint under its new keys")
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("checkpoint", metavar="CKPT", nargs="+", help=_SOURCE)
+    parser.add_argument(
+        "--metadata-from",
+        metavar="FILE",
+        action=StoreOnce,
+        help="where the metadata of several CKPTs contradict each other, keep those of FILE",
+    )
+    _add_output(parser)
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="rename inside CKPT, a single safetensors file: write only its header, under a journal",
+    )
     parser.add_argument(
         "--partial",
         action="store_true",
@@ -263,6 +296,9 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("--all", action="store_true", help="print every key on a line of its own")
     parser.add_argument("--manifest", metavar="FILE", help="also write the header as a manifest")
     parser.add_argument("--force", action="store_true", help="replace the manifest if it exists")
+    _add_source_options(parser)
+    parser = _add_command(commands, "identify", "say which layout a checkpoint has, from its header")
+    parser.add_argument("checkpoint", metavar="CKPT", nargs="+", help=_SOURCE)
     _add_source_options(parser)
     parser = _add_command(commands, "recover", "restore a file whose rename in place was interrupted")
     parser.add_argument("file", metavar="FILE", help="the file that was given to apply --in-place")
@@ -373,5 +409,8 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument("--root-b", metavar="A.B", help="the mapping or the prefix of keys to take from B")
     _add_reading_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
-    _add_command(commands, "packs", "list the installed packs and plugins, and where they come from")
+    parser = _add_command(commands, "packs", "list the installed packs and plugins, and where they come from")
+    parser.add_argument("--graph", action="store_true", help="show the layouts that packs read and write instead")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the graph as a picture: .svg or .html")
+    parser.add_argument("--force", action="store_true", help="replace the picture if it exists")
     _add_command(commands, "schema", "print the JSON Schema of rule files")

@@ -21,7 +21,7 @@ from remapkit.compute.cast import calculate_block, combine_blocks, divide_norms,
 from remapkit.formats.strided import Read, read_strided, split_into_boxes
 from remapkit.ops.base import Op
 from remapkit.ops.combine import Combine
-from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
+from remapkit.ops.join import FillOp, Join, Nested, infer_concat, infer_stack
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.tensors.elements import Array, choose_word, encode_elements
 from remapkit.tensors.spec import TensorSpec
@@ -378,6 +378,9 @@ def build_tree(ops: Sequence[Op], sources: Sequence[Lazy]) -> Lazy:
         return _chain_ops(ops[1:], FilledTensor(ops[0]))
     if ops and isinstance(ops[0], Join):
         return _chain_ops(ops[1:], _join_sources(ops[0], sources))
+    if ops and isinstance(ops[0], Nested):
+        inputs = [build_tree(each, own) for each, own in ops[0].divide(sources)]
+        return _chain_ops(ops[1:], _join_sources(ops[0].join, inputs))
     return _chain_ops(ops, sources[0])
 
 

@@ -9,18 +9,21 @@ from functools import partial
 
 from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
-from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.files.source_file import CHUNK, split_evenly
 from remapkit.formats.compare import Difference, compare_tensor
 from remapkit.formats.reader import Reader
-from remapkit.ops.base import Op, infer_ops
-from remapkit.ops.join import Join
+from remapkit.ops.base import Op
+from remapkit.ops.join import Join, Nested, infer_move
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.sources.joined import show_with_file
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-ReadOps = Callable[[str, Sequence[Op]], Iterator[memoryview]]
-"""Yields the bytes of a source after some operations: row-major, little-endian, in pieces."""
+ReadOps = Callable[[Sequence[str], Sequence[Op]], Iterator[memoryview]]
+"""Yields the bytes that some operations make of sources: row-major, little-endian, in pieces."""
+
+Family = tuple[tuple[tuple[str, ...], tuple[Op, ...]], ...]
+"""Tensors that must be equal, each by its sources and the operations on them."""
 
 
 def get_merge(move: Move) -> Join | None:
@@ -29,16 +32,38 @@ def get_merge(move: Move) -> Join | None:
     return first if isinstance(first, Join) and first.merge else None
 
 
+def has_merge(move: Move) -> bool:
+    """Return whether anything is merged on the way to a target."""
+    return next(list_families(move.ops, move.sources), None) is not None
+
+
+def list_families(ops: Sequence[Op], sources: Sequence[str]) -> Iterator[Family]:
+    """Yield every group of tensors that must be equal for a target to be right, those of inner operations first."""
+    first = ops[0] if ops else None
+    if isinstance(first, Nested):
+        made = [(tuple(own), tuple(each)) for each, own in first.divide(sources)]
+        for own, each in made:
+            yield from list_families(each, own)
+        first = first.join
+    else:
+        made = [((name,), ()) for name in sources]
+    if isinstance(first, Join) and first.merge:
+        width = len(first.branches)
+        for at in range(0, len(made), width):
+            pairs = zip(made[at : at + width], first.branches, strict=True)
+            yield tuple((own, (*each, *branch)) for (own, each), branch in pairs)
+
+
 def read_with_ops(reader: Reader) -> ReadOps:
     """Return the function that reads the sources of a checkpoint."""
 
-    def read(fqn: str, ops: Sequence[Op]) -> Iterator[memoryview]:
+    def read(names: Sequence[str], ops: Sequence[Op]) -> Iterator[memoryview]:
         if not ops:
-            return reader.chunks(fqn)
+            return reader.chunks(names[0])
         from remapkit.compute.stream import stream_move  # imports numpy
 
-        spec = reader.header()[fqn]
-        return stream_move(Move(fqn, (fqn,), tuple(ops), RuleRef("merge"), infer_ops(ops, spec)), reader)
+        spec = infer_move(ops, [reader.header()[fqn] for fqn in names], names)
+        return stream_move(Move(names[0] if names else "", tuple(names), tuple(ops), RuleRef("merge"), spec), reader)
 
     return read
 
@@ -62,19 +87,14 @@ def find_unequal_merges(
     Reads each of these tensors once, in bounded memory, and a second time if it differs.
     """
     failures: dict[RuleRef, list[str]] = {}
-    families: set[tuple[str, ...]] = set()  # the parts of one split have one family
+    scales: set[RuleRef] = set()
+    seen: set[Family] = set()  # the parts of one split have one family
     for move in moves:
-        if (join := get_merge(move)) is None:
-            continue
-        width = len(join.branches)
-        for at in range(0, len(move.sources), width):
-            names = move.sources[at : at + width]
-            if names not in families:
-                families.add(names)
-                failures.setdefault(move.rule, []).extend(
-                    _describe_family(_Branches(names, join.branches, specs, read), show)
-                )
-    scales = {move.rule for move in moves if get_merge(move) is not None and can_have_companions(move.sources)}
+        for family in list_families(move.ops, move.sources):
+            scales |= {move.rule} if can_have_companions(move.sources) else set()
+            if family not in seen:
+                seen.add(family)
+                failures.setdefault(move.rule, []).extend(_describe_family(_Branches(family, specs, read), show))
     return [_report_rule(rule, lines, place, rule in scales) for rule, lines in failures.items() if lines]
 
 
@@ -82,27 +102,26 @@ def find_unequal_merges(
 class _Branches:
     """The tensors of one family after their own operations, by their position."""
 
-    names: tuple[str, ...]
-    branches: tuple[tuple[Op, ...], ...]
+    family: Family
     specs: Mapping[str, TensorSpec]
     read: ReadOps
 
     def header(self) -> StateDictSpec:
-        pairs = zip(self.names, self.branches, strict=True)
-        made = {str(number): infer_ops(ops, self.specs[name]) for number, (name, ops) in enumerate(pairs)}
-        return StateDictSpec(made)
+        made = [infer_move(ops, [self.specs[name] for name in names], names) for names, ops in self.family]
+        return StateDictSpec({str(number): spec for number, spec in enumerate(made)})
 
     def chunks(self, fqn: str, size: int = CHUNK) -> Iterator[memoryview]:
-        return split_evenly(self.read(self.names[int(fqn)], self.branches[int(fqn)]), size)
+        return split_evenly(self.read(*self.family[int(fqn)]), size)
 
 
-def _describe_family(family: _Branches, show: Callable[[str], str]) -> Iterator[str]:
-    names, branches = family.names, family.branches
-    for number in range(1, len(names)):
-        if (names[number], branches[number]) != (names[0], branches[0]):
-            difference = compare_tensor(family, "0", family, str(number))
+def _describe_family(branches: _Branches, show: Callable[[str], str]) -> Iterator[str]:
+    family = branches.family
+    one, *others = (join_words(map(show, names), 2) for names, _ in family)
+    for number, other in enumerate(others, 1):
+        if family[number] != family[0]:
+            difference = compare_tensor(branches, "0", branches, str(number))
             if not difference.bytes_equal:
-                yield f"{show(names[number])} differs from {show(names[0])} {_describe_difference(difference)}"
+                yield f"{other} differs from {one} {_describe_difference(difference)}"
 
 
 def _describe_difference(difference: Difference) -> str:

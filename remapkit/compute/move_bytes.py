@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from remapkit.compute.merged import find_unequal_in_files, get_merge
+from remapkit.compute.merged import find_unequal_in_files, has_merge
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.formats.reader import Reader
 from remapkit.plans.moves import Move
@@ -26,5 +26,5 @@ def read_target_chunks(move: Move, reader: Reader, run: Run | None = None) -> It
 
 def refuse_unequal_merges(moves: Sequence[Move], reader: Reader) -> None:
     """Compare all tensors that are merged; raises `FailedCheck` (RK347) if two that must be equal differ."""
-    if any(get_merge(move) for move in moves) and (problems := find_unequal_in_files(moves, reader)):
+    if any(map(has_merge, moves)) and (problems := find_unequal_in_files(moves, reader)):
         raise FailedCheck(problems)

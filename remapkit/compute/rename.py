@@ -30,7 +30,8 @@ def remap(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[str, Any]
     _check_state_dict(state_dict)
     if any(isinstance(value, dict) for value in state_dict.values()):
         state_dict = _join_nested(state_dict)
-    if not rules.has_operations and rules.file.target is None and not rules.require and not rules.counted:
+    plain = not (rules.has_operations or rules.require or rules.counted or rules.after)
+    if plain and rules.file.target is None:
         targets = rules.renamer.rename_keys(state_dict, rules.unmatched)
         if targets is not None and (renamed := _rename_keys(targets, state_dict)) is not None:
             return renamed
@@ -106,7 +107,7 @@ def _read_header(state_dict: Mapping[str, Any]) -> StateDictSpec:
 
 def _diagnose_target(rules: CompiledRules, plan: ResolvedPlan) -> list[Diagnostic]:
     """Return problems with the declared target; missing keys may be in another part of the checkpoint."""
-    if rules.file.target is None or not plan.source:
+    if rules.last.file.target is None or not plan.source:
         return []
     from remapkit.plans.target_check import check_declared_target
     from remapkit.sources.declared import read_declared_source

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from remapkit.compute.merged import find_unequal_merges, get_merge
+from remapkit.compute.merged import find_unequal_merges, has_merge
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.ops.base import Op
 from remapkit.ops.combine import Combine
-from remapkit.ops.join import FillOp, Join, SplitPart, TakeIndex
+from remapkit.ops.join import FillOp, Join, Nested, SplitPart, TakeIndex
 from remapkit.ops.steps import Add, Cast, OpStep, Pad, Permute, Pick, Reshape, Scale
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -51,12 +51,12 @@ def run_plan(plan: ResolvedPlan, state_dict: Mapping[str, Any]) -> dict[str, Any
 def find_unequal_tensors(moves: Sequence[Move], state_dict: Mapping[str, Any], place: str) -> list[Diagnostic]:
     """Return a problem for each rule that merges tensors of a state dict that differ; on meta there are no values."""
 
-    def read(fqn: str, ops: Sequence[Op]) -> Iterator[memoryview]:
-        made = chain_ops(ops, state_dict[fqn].detach()).contiguous().cpu()
+    def read(names: Sequence[str], ops: Sequence[Op]) -> Iterator[memoryview]:
+        made = run_ops(ops, [state_dict[fqn].detach() for fqn in names]).contiguous().cpu()
         raw: Any = made.view(-1).view(torch.uint8).numpy()
         yield memoryview(raw)
 
-    merging = [move for move in moves if get_merge(move) and not any(state_dict[fqn].is_meta for fqn in move.sources)]
+    merging = [move for move in moves if has_merge(move) and not any(state_dict[fqn].is_meta for fqn in move.sources)]
     specs = {
         fqn: TensorSpec(get_dtype_name(state_dict[fqn].dtype), tuple(state_dict[fqn].shape))
         for move in merging
@@ -100,6 +100,9 @@ def run_ops(ops: Sequence[Op], sources: Sequence[torch.Tensor]) -> torch.Tensor:
         return chain_ops(ops[1:], fill_tensor(first))
     if isinstance(first, Join):
         return chain_ops(ops[1:], _join_sources(first, sources))
+    if isinstance(first, Nested):
+        inputs = [run_ops(each, own) for each, own in first.divide(sources)]
+        return chain_ops(ops[1:], _join_sources(first.join, inputs))
     return chain_ops(ops, sources[0])
 
 

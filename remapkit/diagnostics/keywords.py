@@ -25,6 +25,8 @@ FLAGS: Mapping[str, str] = {
             "allow-expand",
             "follow-links",
             "write",
+            "with-files",
+            "graph",
         )
     },
     "no-target": "declared_target=False",
@@ -63,6 +65,7 @@ VALUES: Mapping[str, str] = {
             "seed",
             "name",
             "pairs",
+            "via",
         )
     },
     "from": "source",

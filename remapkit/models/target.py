@@ -46,7 +46,8 @@ class TargetRef:
 
 
 def find_declared_target(rules: CompiledRules) -> TargetRef | None:
-    """Return the target that a rule file declares."""
+    """Return the target that a rule file declares; of a route, that of the last."""
+    rules = rules.last
     written = rules.file.target
     if written is None:
         return None

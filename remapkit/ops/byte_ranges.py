@@ -7,13 +7,14 @@ fast.
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from remapkit.ops.base import Op
-from remapkit.ops.join import FillOp, Join, infer_concat, infer_stack
+from remapkit.ops.join import FillOp, Join, Nested, infer_concat, infer_stack
 from remapkit.ops.steps import Cast, OpStep, Permute, Pick, Reshape
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
@@ -78,16 +79,25 @@ def find_byte_ranges(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> tuple[Ra
     >>> find_byte_ranges((SplitPart(0, 1, 3),), [TensorSpec("F32", (6, 2))])
     (Range(source=0, offset=16, length=16),)
     """
-    if ops and isinstance(ops[0], FillOp):
-        return None
-    if ops and isinstance(ops[0], Join):
-        laid, ops = _apply_join(ops[0], specs), ops[1:]
-    else:
-        laid = _lay_source(0, specs[0])
-    laid = _apply_ops(ops, laid)
+    laid = _lay_move(ops, specs, 0)
     if laid is None or (len(laid.ranges) > FEW and laid.spec.nbytes < LONG * len(laid.ranges)):
         return None
     return laid.ranges
+
+
+def _lay_move(ops: Sequence[Op], specs: Sequence[TensorSpec], number: int) -> _RangeTensor | None:
+    """Lay out what operations make of sources, the first of which is source `number`."""
+    if ops and isinstance(ops[0], FillOp):
+        return None
+    if ops and isinstance(ops[0], Nested):
+        starts = itertools.accumulate(ops[0].widths, initial=number)
+        inputs = zip(ops[0].divide(specs), starts, strict=False)
+        laid = _apply_join(ops[0].join, [_lay_move(each, own, start) for (each, own), start in inputs])
+        return _apply_ops(ops[1:], laid)
+    if ops and isinstance(ops[0], Join):
+        sources = [_lay_source(number + n, spec) for n, spec in enumerate(specs)]
+        return _apply_ops(ops[1:], _apply_join(ops[0], sources))
+    return _apply_ops(ops, _lay_source(number, specs[0]))
 
 
 def _lay_source(number: int, spec: TensorSpec) -> _RangeTensor | None:
@@ -144,15 +154,15 @@ def _pick_ranges(step: Pick, laid: _RangeTensor) -> Iterator[Range]:
                 yield from laid.cut_ranges(begin + start * inner, length)
 
 
-def _apply_join(join: Join, specs: Sequence[TensorSpec]) -> _RangeTensor | None:
+def _apply_join(join: Join, sources: Sequence[_RangeTensor | None]) -> _RangeTensor | None:
     if join.combine is not None:
         return None
     width = len(join.branches)
     parts = []
-    for number, spec in enumerate(specs):
+    for number, source in enumerate(sources):
         if join.merge and number % width:
             continue  # equal to the first of its branches, which is taken
-        part = _apply_ops(join.branches[number % width], _lay_source(number, spec))
+        part = _apply_ops(join.branches[number % width], source)
         if part is None:
             return None
         parts.append(part)

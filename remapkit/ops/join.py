@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from remapkit.ops.base import Op, RefusedOp, describe_size, infer_ops, normalize_dim
 from remapkit.ops.combine import Combine
 from remapkit.ops.steps import OpStep, Pick, Reshape, with_size
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import TensorSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,27 @@ class Join(Op):
     merge: bool = False
     combine: Combine | None = None
     name: ClassVar[str] = "join"
+
+
+@dataclass(frozen=True, slots=True)
+class Nested(Op):
+    """Join tensors that are computed first, as `inputs`: the first operation of a move through several rule files.
+
+    Input n is made of the next `widths[n]` sources by `inputs[n]`, the operations of a move; by none, it is its one
+    source.
+    """
+
+    join: Join
+    inputs: tuple[tuple[Op, ...], ...]
+    widths: tuple[int, ...]
+    name: ClassVar[str] = "join"
+
+    def divide(self, sources: Sequence[T]) -> Iterator[tuple[tuple[Op, ...], Sequence[T]]]:
+        """Yield each input's operations and its own sources."""
+        at = 0
+        for ops, width in zip(self.inputs, self.widths, strict=True):
+            yield ops, sources[at : at + width]
+            at += width
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +204,19 @@ def infer_move(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[s
         return infer_ops(ops[1:], ops[0].spec)
     if ops and isinstance(ops[0], Join):
         return infer_ops(ops[1:], infer_join(ops[0], specs, names))
+    if ops and isinstance(ops[0], Nested):
+        made, firsts = infer_inputs(ops[0], specs, names)
+        return infer_ops(ops[1:], infer_join(ops[0].join, made, firsts))
     return infer_ops(ops, specs[0])
+
+
+def infer_inputs(
+    nested: Nested, specs: Sequence[TensorSpec], names: Sequence[str]
+) -> tuple[list[TensorSpec], list[str]]:
+    """Return the headers of the inputs of a nested join, and the first source of each as its name."""
+    pairs = zip(nested.divide(specs), nested.divide(names), strict=True)
+    made = [(infer_move(ops, own, called), called[0] if called else "") for (ops, own), (_, called) in pairs]
+    return [spec for spec, _ in made], [name for _, name in made]
 
 
 def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
@@ -197,6 +232,10 @@ def needs_values(ops: Sequence[Op], specs: Sequence[TensorSpec]) -> bool:
     rest = ops
     if ops and isinstance(ops[0], FillOp):
         return False
+    if ops and isinstance(ops[0], Nested):
+        if any(needs_values(each, own) for each, own in ops[0].divide(specs)):
+            return True
+        return needs_values((ops[0].join, *ops[1:]), infer_inputs(ops[0], specs, [""] * len(specs))[0])
     if ops and isinstance(ops[0], Join):
         made = [infer_ops(ops[0].branches[n % len(ops[0].branches)], spec) for n, spec in enumerate(specs)]
         branches = zip(itertools.cycle(ops[0].branches), specs, strict=False)

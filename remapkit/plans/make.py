@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.plans.companions import judge_companions
+from remapkit.plans.compose import compose_plans
 from remapkit.plans.groups import Gathered, SourceGroups
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
@@ -39,9 +41,20 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec], root: str = "") -> ResolvedPlan:
     """Make the plan of `rules` for one header; errors are collected in its `problems`, never raised.
 
-    `root` is where the header was found in its file; messages name it.
+    `root` is where the header was found in its file; messages name it. The plans of a route become one: its moves
+    read the header, and nothing between.
     """
+    plan = _plan_part(rules, header, root)
+    for part in rules.after:
+        if plan.problems:
+            break
+        between = replace(plan.target, name=f"{plan.source.name}, after {plan.name}")
+        plan = compose_plans(plan, _plan_part(part, between, ""))
+    return replace(plan, name=rules.name)
 
+
+def _plan_part(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec], root: str) -> ResolvedPlan:
+    """Make the plan of the rules of one file."""
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
     try:
         rules = count_params(rules, whole)
@@ -67,7 +80,7 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
     used = Counter([match.rule.id for found in matches.values() for match in found])
     entries = {use for found in matches.values() for match in found if match.rule.tables for use in match.table_uses}
     return ResolvedPlan(
-        name=rules.name,
+        name=rules.name if not rules.after else rules.file.name.value,
         source=source,
         moves=tuple(replace_recorded_sources(moves, whole.recorded) if whole.recorded else moves),
         dropped=tuple(dropped),

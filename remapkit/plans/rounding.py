@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import count_noun
 from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp
-from remapkit.ops.join import FillOp, Join, infer_join
+from remapkit.ops.join import FillOp, Join, Nested, infer_inputs, infer_join
 from remapkit.plans.moves import Move
 from remapkit.tensors.dtypes import is_exact_cast
-from remapkit.tensors.spec import StateDictSpec
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
 def report_roundings(moves: Iterable[Move], source: StateDictSpec) -> list[Diagnostic]:
@@ -35,18 +35,26 @@ def report_roundings(moves: Iterable[Move], source: StateDictSpec) -> list[Diagn
 
 
 def _find_roundings(move: Move, source: StateDictSpec) -> Iterator[tuple[str, str]]:
-    ops = move.ops
-    if not any(isinstance(op, CastOp | Join) for op in ops):
-        return
-    if isinstance(ops[0], FillOp):
-        spec, rest = ops[0].spec, ops[1:]
-    elif isinstance(ops[0], Join):
-        specs = [source[fqn] for fqn in move.sources]
+    if any(isinstance(op, CastOp | Join | Nested) for op in move.ops):
+        yield from _trace_move(move.ops, [source[fqn] for fqn in move.sources], move.sources)
+
+
+def _trace_move(ops: Sequence[Op], specs: Sequence[TensorSpec], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the casts that may round on the way from sources to their target."""
+    first = ops[0] if ops else None
+    if isinstance(first, Nested):
+        for (inner, own), (_, called) in zip(first.divide(specs), first.divide(names), strict=True):
+            yield from _trace_move(inner, own, called)
+        specs, names = infer_inputs(first, specs, names)
+        first = first.join
+    if isinstance(first, FillOp):
+        spec, rest = first.spec, ops[1:]
+    elif isinstance(first, Join):
         for number, each in enumerate(specs):
-            yield from _trace_casts(ops[0].branches[number % len(ops[0].branches)], each.dtype)
-        spec, rest = infer_join(ops[0], specs, move.sources), ops[1:]
+            yield from _trace_casts(first.branches[number % len(first.branches)], each.dtype)
+        spec, rest = infer_join(first, specs, names), ops[1:]
     else:
-        spec, rest = source[move.sources[0]], ops
+        spec, rest = specs[0], ops
     yield from _trace_casts(rest, spec.dtype)
 
 

@@ -61,7 +61,7 @@ def check_declared_target(
     >>> check_declared_target(rules, plan).how
     'exact'
     """
-    target = target or read_declared_target(rules.file)
+    target = target or read_declared_target(rules.last.file)
     if target is None:
         return skip_target_check(rules)
     known = read_declared_source(rules.file)
@@ -84,7 +84,7 @@ def check_declared_target(
 
 def skip_target_check(rules: CompiledRules, why: str | None = None) -> TargetCheck:
     """Skip the check and note why; by default because no target is declared, or only a model."""
-    written = rules.file.target
+    written = rules.last.file.target
     if why is None and written is not None and written.config is not None and written.keys is None:
         config = written.config.value
         why = f"{rules.name} declares only the model of {config}; --model M --model-config FILE names it"

@@ -51,6 +51,23 @@ def _decide(
     return _Prover(rule_set, found, budget, keys, decide).run()
 
 
+ORDER = (Level.ALL, Level.DOMAIN, Level.KEYS, Level.UNDECIDED, Level.REFUTED)
+"""What a proof covers, from the most to the least."""
+
+
+def prove_parts(rule_set: CompiledRules) -> Proof:
+    """Prove the parts of a route: what holds for each of them holds for the route, one after the other.
+
+    The domain of a later part is one of keys that the earlier ones write: only the weakest level is the route's.
+    """
+    proofs = [prove(part) for part in rule_set.parts]
+    return Proof(
+        level=max((proof.level for proof in proofs), key=ORDER.index),
+        findings=tuple(finding for proof in proofs for finding in proof.findings),
+        undecided=tuple(names for proof in proofs for names in proof.undecided),
+    )
+
+
 class _Prover:
     def __init__(
         self,

@@ -8,15 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import RemapkitError
 from remapkit.diagnostics.wording import count_noun, join_words
-from remapkit.registry.installed import packs
-from remapkit.rulefile.read import examine
-from remapkit.sources.declared import read_declared_source
+from remapkit.registry.layouts import list_layouts, list_pack_layouts
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.roots import list_roots
 from remapkit.tensors.spec import StateDictSpec
@@ -93,34 +88,21 @@ def _rank(fit: PackFit) -> tuple[object, ...]:
 
 
 def _list_layouts() -> Iterator[tuple[str, frozenset[str]]]:
-    for pack in packs():
-        if known := _read_layout(pack.path, pack.path.stat().st_mtime_ns):
-            yield pack.name, known
-
-
-@lru_cache(maxsize=256)
-def _read_layout(path: Path, _changed: int) -> frozenset[str]:
-    """Return the names of a pack's declared source, numbers left open; none if it cannot be read or declares none."""
-    try:
-        file = examine(path).file
-        known = read_declared_source(file) if file is not None else None
-    except RemapkitError:
-        return frozenset()
-    return frozenset(map(mask_indices, known or ()))
+    return ((each.pack, each.source.kinds) for each in list_pack_layouts() if each.source.kinds)
 
 
 def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
-    """Return which packs these names are those of, except the pack `but`; None if there is none.
+    """Return which layout these names are those of, or which packs, except the pack `but`; None if there is none.
 
     >>> import remapkit
     >>> from remapkit.sources.declared import read_declared_source
     >>> known = read_declared_source(remapkit.load("wan22_pth").file)
     >>> describe_layouts([f"net.{fqn}" for fqn in known])
-    "these keys are those of pack wan22_pth under root 'net': --root net"
+    "these keys are those of layout wan22-vae/upstream (packs wan22_pth and wan22_vae) under root 'net': --root net"
     """
     parts = [fit for fit in identify_layout(names) if fit.is_part]
-    found = [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking) and fit.pack != but]
-    if not found:
+    found = [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking)]
+    if not found or but in [fit.pack for fit in found]:  # then another pack that reads the layout is no better
         return None
     root, lacking = found[0].root, found[0].lacking
     if root and isinstance(names, StateDictSpec) and any(names.prefixes):
@@ -131,7 +113,10 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
 
 
 def _name_packs(names: Sequence[str]) -> str:
-    return f"pack{'s' if len(names) > 1 else ''} {join_words(names)}"
+    """Return the layout that packs read, with their names; only these if they name none, or several."""
+    found = {layout.name for layout in list_layouts() for name in names if name in layout.read_by}
+    every = f"pack{'s' if len(names) > 1 else ''} {join_words(names)}"
+    return f"layout {found.pop()} ({every})" if len(found) == 1 else every
 
 
 def hint_layout(problems: Sequence[Diagnostic], names: Iterable[str], rules: str) -> tuple[Diagnostic, ...]:

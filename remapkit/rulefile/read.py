@@ -140,14 +140,14 @@ def _examine_source(source: Source, path: Path | None) -> Reading:
     return Reading(file, problems)
 
 
-_NOT_IN_DIGEST = ("name", "summary", "tests")
+_NOT_IN_DIGEST = ("name", "summary", "tests", "from", "to")
 
 
 def _compute_digest(root: MapNode) -> str:
     """Return `sha256:` and the hex digest of the meaning of the rules.
 
-    Comments, quotes, layout, the order of rules, the name of the pack, its tests and the manifest of its source do
-    not count: none of these changes a byte of the output.
+    Comments, quotes, layout, the order of rules, the name of the pack, its tests, the names of its layouts and the
+    manifest of its source do not count: none of these changes a byte of the output.
     """
     meaning: dict[str, Any] = {}
     for key, node in root.entries:
@@ -217,7 +217,12 @@ class _Written:
             source_root=_read_texts(source.get("root")) if source else (),
             source_strip=_read_texts(source.get("strip")) if source else (),
             source_files=_read_texts(source.get("files")) if source else (),
+            source_layout=self.read_layout(fields.get("from")),
+            target_layout=self.read_layout(fields.get("to")),
         )
+
+    def read_layout(self, node: Node | None) -> tuple[Text, ...]:
+        return _read_texts(node) if node is not None and self.is_sound(node) else ()
 
     def items(self, node: Node | None) -> Iterator[Node]:
         if isinstance(node, ListNode):

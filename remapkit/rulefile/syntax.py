@@ -247,6 +247,10 @@ class RuleFile:
     source_root: tuple[Text, ...] = ()
     source_strip: tuple[Text, ...] = ()
     source_files: tuple[Text, ...] = ()
+    source_layout: tuple[Text, ...] = ()
+    """The name of the layout that the rules read (`from:`), then its other names; empty if it has none."""
+    target_layout: tuple[Text, ...] = ()
+    """The same of the layout that they write (`to:`)."""
     folder: Path | None = None
     """The folder of the files that it names, for a text that was derived from a rule file and has no path."""
 

@@ -7,6 +7,7 @@ compiled again with these, before anything else is done with it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.rules.compile import compile_rules
@@ -31,7 +32,7 @@ def count_params(rules: CompiledRules, keys: Iterable[str]) -> CompiledRules:
     counts = {name: indices[0] + 1 for name, indices in found.items() if indices}
     if all(rules.params[name] == count for name, count in counts.items()):
         return rules
-    return compile_rules(rules.file, *rules.inputs, counts)
+    return replace(compile_rules(rules.file, *rules.inputs, counts), name=rules.name, after=rules.after)
 
 
 def report_counts(rules: CompiledRules, keys: Iterable[str], place: str) -> list[Diagnostic]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -160,6 +161,8 @@ class CompiledRules:
         default=(None, None), hash=False, compare=False, repr=False
     )
     """The params and the config that these rules were compiled with."""
+    after: tuple[CompiledRules, ...] = ()
+    """The rules that are applied to the result, one after the other, for a route: `RuleSet.then`."""
     everything: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
     """All rules, `keep`s and `drop`s."""
     matcher: SetMatcher = field(init=False, compare=False, repr=False)
@@ -176,6 +179,11 @@ class CompiledRules:
         object.__setattr__(self, "renamer", Renamer(matcher, map(_decide_outcome, everything)))
 
     @property
+    def last(self) -> CompiledRules:
+        """The rules that write the target: these, unless others follow."""
+        return self.after[-1] if self.after else self
+
+    @property
     def unmatched(self) -> Literal["error", "keep", "drop"]:
         """What happens to a key that no rule matches."""
         return self.file.unmatched
@@ -188,7 +196,15 @@ class CompiledRules:
     @property
     def digest(self) -> str:
         """`sha256:` and the hex digest of the rules, without comments and tests."""
-        return self.file.digest
+        if not self.after:
+            return self.file.digest
+        digests = "\n".join(part.file.digest for part in self.parts)
+        return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
+
+    @property
+    def parts(self) -> tuple[CompiledRules, ...]:
+        """The rules of each file, several for a route: the first reads the source, the last writes the target."""
+        return (replace(self, name=self.file.name.value, after=()), *self.after) if self.after else (self,)
 
     @property
     def tests(self) -> tuple[WrittenTest, ...]:
@@ -206,7 +222,8 @@ class CompiledRules:
     @property
     def has_operations(self) -> bool:
         """Whether any rule does more than rename."""
-        return bool(self.add) or any(rule.pipeline is not None for rule in self.rules)
+        own = bool(self.add) or any(rule.pipeline is not None for rule in self.rules)
+        return own or any(part.has_operations for part in self.after)
 
 
 def _decide_outcome(rule: Rule) -> KeyOutcome:

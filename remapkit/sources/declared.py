@@ -78,12 +78,26 @@ def read_declared_target(file: RuleFile) -> StateDictSpec | None:
         return None
     if written.keys is not None:
         return _read_manifest(file, written.keys, "target")
-    if written.model is None or written.model_args or written.config is not None or file.path is None:
+    beside = find_model_manifest(file)
+    return None if beside is None else _read_manifest(file, beside, "target")
+
+
+def find_target_manifest(file: RuleFile) -> Text | None:
+    """Return the manifest of the target as a rule file names it, or the one of its model beside it."""
+    if file.target is not None and file.target.keys is not None:
+        return file.target.keys
+    return find_model_manifest(file)
+
+
+def find_model_manifest(file: RuleFile) -> Text | None:
+    """Return the manifest beside a rule file of the model that it declares as its target, None if there is none."""
+    written = file.target
+    if written is None or written.model is None or written.model_args or written.config is not None:
         return None
-    if "/" in written.model.value or "\\" in written.model.value:
+    if file.path is None or "/" in written.model.value or "\\" in written.model.value:
         return None
     beside = replace(written.model, value=f"keys/{written.model.value.replace(':', '.')}.json")
-    return _read_manifest(file, beside, "target") if resolve_declared_path(file, beside).is_file() else None
+    return beside if resolve_declared_path(file, beside).is_file() else None
 
 
 def read_declared_source(file: RuleFile) -> StateDictSpec | None:

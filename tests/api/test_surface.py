@@ -32,7 +32,7 @@ RENAMED = {
     "no-target": "declared_target",  # said positively
     "more-a": "a",
     "more-b": "b",
-    "checkpoint": "source",  # of apply; that of inspect has its own name
+    "checkpoint": "source",  # of apply and convert; that of inspect has its own name
 }
 
 

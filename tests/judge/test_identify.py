@@ -103,7 +103,7 @@ def test_problems_of_another_kind_get_no_hint() -> None:
     unmatched = remapkit.Diagnostic("RK301", "none", help=("add a rule",))
     assert hint_layout([problem, unmatched], DATA["flux_bfl"], "flux_bfl") == (problem, unmatched)
     (_, hinted) = hint_layout([problem, unmatched], DATA["flux_bfl"], "wan22_pth")
-    assert hinted.help == ("these keys are those of pack flux_bfl", "add a rule")
+    assert hinted.help == ("these keys are those of layout flux/bfl (pack flux_bfl)", "add a rule")
 
 
 def save(path: Path, names: list[str]) -> Path:
@@ -114,7 +114,7 @@ def save(path: Path, names: list[str]) -> Path:
 @pytest.mark.parametrize("command", ["apply", "check", "diff", "load_into"])
 def test_a_wrong_pack_is_told_which_is_right(command: str, tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", DATA["wan22_vae_diffusers"])
-    with pytest.raises(FailedCheck, match="these keys are those of pack wan22_diffusers"):
+    with pytest.raises(FailedCheck, match="these keys are those of layout wan22-vae/diffusers "):
         if command == "apply":
             remapkit.apply("wan22_pth", source, tmp_path / "o.safetensors")
         elif command == "check":
@@ -160,7 +160,7 @@ def test_check_says_how_far_off_the_packs_of_a_model_are() -> None:
     assert problem.code == "RK615"
     far = "780 of 780 keys matched by no rule, 196 of 196 names of the model missing"
     assert problem.notes == (f"wan22_diffusers: {far}", f"wan22_pth: {far}")
-    assert problem.help[0] == "these keys are those of pack flux_bfl"
+    assert problem.help[0] == "these keys are those of layout flux/bfl (pack flux_bfl)"
 
 
 def test_check_says_that_a_checkpoint_is_the_models_own() -> None:

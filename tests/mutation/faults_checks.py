@@ -71,8 +71,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the pack in use is proposed",
         "registry/identify.py",
-        "(parts[0].root, parts[0].lacking) and fit.pack != but]",
-        "(parts[0].root, parts[0].lacking)]",
+        "if not found or but in [fit.pack for fit in found]:",
+        "if not found:",
         "no help names the pack that failed",
         HINTS,
     ),

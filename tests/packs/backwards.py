@@ -46,6 +46,7 @@ BACK: dict[str, Callable[[Mapping[str, Tensor]], State]] = {
 """By the name of the pack for the way back. Of Mixtral transformers knows both ways itself."""
 
 wan21_vae_diffusers = BACK["wan21_vae_diffusers"]
+wan22_vae_diffusers = BACK["wan22_vae_diffusers"]
 wan21_dit_diffusers = BACK["wan21_dit_diffusers"]
 flux_diffusers = BACK["flux_diffusers"]
 llama_hf = BACK["llama_hf"]

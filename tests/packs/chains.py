@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import oracles
 from pack_kit import State
-from test_wan22 import to_diffusers_layout
 from torch import Tensor
 
 import remapkit
@@ -22,4 +21,4 @@ def wan21_pth(state: Mapping[str, Tensor]) -> State:
 
 def wan22_pth(state: Mapping[str, Tensor]) -> State:
     """Renamed by hand (diffusers' converter loses tensors of 2.2), then `wan22_diffusers`."""
-    return dict(remapkit.load("wan22_diffusers")({to_diffusers_layout(fqn): tensor for fqn, tensor in state.items()}))
+    return dict(remapkit.load("wan22_diffusers")(oracles.wan22_vae(state)))

@@ -26,6 +26,29 @@ def wan21_vae(state: Mapping[str, Tensor]) -> State:
     return dict(convert_wan_vae_to_diffusers(dict(state)))
 
 
+def wan22_vae(state: Mapping[str, Tensor]) -> State:
+    """Renamed by hand: diffusers' converter makes one key of several of 2.2."""
+    return {rename_wan22_to_diffusers(fqn): tensor for fqn, tensor in state.items()}
+
+
+def rename_wan22_to_diffusers(fqn: str) -> str:
+    """upstream's name -> diffusers' name, written by hand and apart from the packs."""
+    layer = {"0": "norm1", "2": "conv1", "3": "norm2", "6": "conv2"}
+    fqn = re.sub(r"^conv1\.", "quant_conv.", fqn)
+    fqn = re.sub(r"^conv2\.", "post_quant_conv.", fqn)
+    fqn = re.sub(r"^(encoder|decoder)\.conv1\.", r"\1.conv_in.", fqn)
+    fqn = re.sub(r"^(encoder|decoder)\.head\.0\.", r"\1.norm_out.", fqn)
+    fqn = re.sub(r"^(encoder|decoder)\.head\.2\.", r"\1.conv_out.", fqn)
+    fqn = re.sub(r"\.middle\.1\.", ".mid_block.attentions.0.", fqn)
+    fqn = re.sub(r"\.middle\.([02])\.", lambda m: f".mid_block.resnets.{int(m[1]) // 2}.", fqn)
+    fqn = re.sub(r"\.downsamples\.(\d)\.downsamples\.2\.(resample|time)", r".down_blocks.\1.downsampler.\2", fqn)
+    fqn = re.sub(r"\.upsamples\.(\d)\.upsamples\.3\.(resample|time)", r".up_blocks.\1.upsampler.\2", fqn)
+    fqn = re.sub(r"\.downsamples\.(\d)\.downsamples\.(\d)\.", r".down_blocks.\1.resnets.\2.", fqn)
+    fqn = re.sub(r"\.upsamples\.(\d)\.upsamples\.(\d)\.", r".up_blocks.\1.resnets.\2.", fqn)
+    fqn = re.sub(r"\.residual\.([0236])\.", lambda m: f".{layer[m[1]]}.", fqn)
+    return re.sub(r"\.shortcut\.", ".conv_shortcut.", fqn)
+
+
 def wan21_dit(state: Mapping[str, Tensor]) -> State:
     """diffusers' single-file converter of the Wan transformer."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers

@@ -62,6 +62,10 @@ CASES = (
         sizes={96: 4, 192: 8, 384: 16, 768: 32, 1152: 48},
     ),
     Case(
+        *("wan22_vae", "wan22_vae_diffusers", "wan22_vae_upstream", "wan22_vae_diffusers", oracles.wan22_vae),
+        sizes={160: 4, 256: 6, 320: 8, 512: 12, 640: 16, 1024: 24, 1920: 48, 3072: 72, 2048: 32},
+    ),
+    Case(
         *("wan21_dit", "wan21_dit_diffusers", "wan21_dit_upstream", "wan21_dit_diffusers", oracles.wan21_dit),
         sizes={1536: 12, 8960: 20, 9216: 72, 4096: 10, 256: 6},
     ),
@@ -119,6 +123,7 @@ def reversed_table(text: str) -> tuple[tuple[str, str], ...]:
 
 FAULTS = (
     Fault("wan21_vae", "the blocks around the middle attention", (("{0: 0, 2: 1}", "{0: 1, 2: 0}"),)),
+    Fault("wan22_vae", "the blocks around the middle attention", (("{0: 0, 2: 1}", "{0: 1, 2: 0}"),)),
     Fault("wan21_dit", "self and cross attention", swap("attn1", "attn2")),
     Fault("wan21_dit", "queries and keys", reversed_table("q: to_q, k: to_k")),
     Fault("flux_bfl", "queries and keys of images", swap("to_q", "to_k", "- 'transformer_blocks.{{i}}.attn.{}.")),

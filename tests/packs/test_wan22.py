@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import rename_wan22_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -140,28 +141,10 @@ def test_a_swap_of_two_tensors_of_one_shape_is_caught_by_value(reference: nn.Mod
     assert video > 100 * TOLERANCE
 
 
-def to_diffusers_layout(fqn: str) -> str:
-    """upstream's name -> diffusers' name, written by hand and apart from the packs."""
-    layer = {"0": "norm1", "2": "conv1", "3": "norm2", "6": "conv2"}
-    fqn = re.sub(r"^conv1\.", "quant_conv.", fqn)
-    fqn = re.sub(r"^conv2\.", "post_quant_conv.", fqn)
-    fqn = re.sub(r"^(encoder|decoder)\.conv1\.", r"\1.conv_in.", fqn)
-    fqn = re.sub(r"^(encoder|decoder)\.head\.0\.", r"\1.norm_out.", fqn)
-    fqn = re.sub(r"^(encoder|decoder)\.head\.2\.", r"\1.conv_out.", fqn)
-    fqn = re.sub(r"\.middle\.1\.", ".mid_block.attentions.0.", fqn)
-    fqn = re.sub(r"\.middle\.([02])\.", lambda m: f".mid_block.resnets.{int(m[1]) // 2}.", fqn)
-    fqn = re.sub(r"\.downsamples\.(\d)\.downsamples\.2\.(resample|time)", r".down_blocks.\1.downsampler.\2", fqn)
-    fqn = re.sub(r"\.upsamples\.(\d)\.upsamples\.3\.(resample|time)", r".up_blocks.\1.upsampler.\2", fqn)
-    fqn = re.sub(r"\.downsamples\.(\d)\.downsamples\.(\d)\.", r".down_blocks.\1.resnets.\2.", fqn)
-    fqn = re.sub(r"\.upsamples\.(\d)\.upsamples\.(\d)\.", r".up_blocks.\1.resnets.\2.", fqn)
-    fqn = re.sub(r"\.residual\.([0236])\.", lambda m: f".{layer[m[1]]}.", fqn)
-    return re.sub(r"\.shortcut\.", ".conv_shortcut.", fqn)
-
-
 def test_the_two_routes_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same weights in both layouts, through the two packs: 196 of 196 identical, max |Δ| = 0."""
     upstream = torch.load(TINY / "upstream.pth", weights_only=True)
-    other = {to_diffusers_layout(fqn): tensor for fqn, tensor in upstream.items()}
+    other = {rename_wan22_to_diffusers(fqn): tensor for fqn, tensor in upstream.items()}
     assert set(other) == set(remapkit.header(ROOT / "rules/keys/wan22_vae_diffusers.json"))
     one = apply("wan22_pth", TINY / "upstream.pth", tmp_path / "one.safetensors")
     two = apply("wan22_diffusers", saved(other, tmp_path / "d.safetensors"), tmp_path / "two.safetensors")
@@ -184,3 +167,15 @@ def test_one_changed_value_is_found_and_named(tmp_path: Path, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "195 of 196 tensors identical, max |Δ| = 0.5" in out
     assert "decoder.head.2.bias" in out
+
+
+def test_the_direct_pack_and_the_two_through_the_grouped_layout_agree(tmp_path: Path) -> None:
+    """upstream -> diffusers -> grouped is upstream -> grouped, bit for bit, and diffusers -> upstream undoes it."""
+    upstream = torch.load(TINY / "upstream.pth", weights_only=True)
+    direct = remapkit.load("wan22_vae")(upstream)
+    assert set(direct) == set(remapkit.header(ROOT / "rules/keys/wan22_vae_diffusers.json"))
+    grouped, other = remapkit.load("wan22_pth")(upstream), remapkit.load("wan22_diffusers")(direct)
+    assert grouped.keys() == other.keys() and len(grouped) == 196
+    assert all(grouped[fqn] is other[fqn] for fqn in grouped)
+    back = remapkit.load("wan22_vae_diffusers")(direct)
+    assert back.keys() == upstream.keys() and all(back[fqn] is upstream[fqn] for fqn in upstream)

@@ -18,7 +18,7 @@ from remapkit.plans.moves import Move, describe_sources
 
 def run(args: Namespace) -> CommandOutcome:
     """Prove, plan, check, write."""
-    with show_progress(lambda: _describe_writing(args)) as bar:
+    with show_progress(lambda: describe_writing(args)) as bar:
         written = apply(
             args.rules,
             args.checkpoint,
@@ -41,30 +41,43 @@ def run(args: Namespace) -> CommandOutcome:
             **get_reading_options(args),
             progress=bar,
         )
-    target = {"checked": written.checked, "against": written.check.target.name if written.check else None}
-    if args.dry_run:
-        return _describe_dry_run(written, target)
     return CommandOutcome(
-        data={
-            # 50,000 moves are converted to data only if they are printed.
-            **(dump_plan(written.plan) if args.format == "json" else {}),
-            "target": target,
-            "output": [str(path) for path in written.files],
-            "outputs": {str(path): len(names) for path, names in written.outputs.items()},
-            "tensors": written.tensors,
-            "bytes": written.nbytes,
-            "seconds": written.seconds,
-            "how": list(written.how),
-            "tied": dict(written.tied),
-            "verified": written.verified,
-            "shards_kept": written.kept,
-        },
-        text=(str(written.plan), *_describe_written(written, in_place=args.in_place)),
-        diagnostics=written.diagnostics,
+        data=dump_written(written, args), text=tuple(describe_written(written, args)), diagnostics=written.diagnostics
     )
 
 
-def _describe_writing(args: Namespace) -> str:
+def dump_written(written: Written, args: Namespace) -> dict[str, Any]:
+    """Return what was written, or would be, as JSON data."""
+    outputs = {str(path): len(names) for path, names in written.outputs.items()}
+    target = {"checked": written.checked, "against": written.check.target.name if written.check else None}
+    if args.dry_run:
+        return {**dump_plan(written.plan), "dry_run": True, "target": target, "outputs": outputs}
+    return {
+        # 50,000 moves are converted to data only if they are printed.
+        **(dump_plan(written.plan) if args.format == "json" else {}),
+        "target": target,
+        "output": [str(path) for path in written.files],
+        "outputs": outputs,
+        "tensors": written.tensors,
+        "bytes": written.nbytes,
+        "seconds": written.seconds,
+        "how": list(written.how),
+        "tied": dict(written.tied),
+        "verified": written.verified,
+        "shards_kept": written.kept,
+    }
+
+
+def describe_written(written: Written, args: Namespace) -> Iterator[str | TextTable]:
+    """Yield what was written, or after a dry run every move."""
+    if args.dry_run:
+        yield from _describe_dry_run(written)
+        return
+    yield str(written.plan)
+    yield from _describe_written(written, in_place=getattr(args, "in_place", False))
+
+
+def describe_writing(args: Namespace) -> str:
     outputs = choose_outputs(args.checkpoint, args.output, args.to_format)
     return f"writing {join_words((Path(str(mount.file)).name for mount in outputs), 2)}"
 
@@ -95,26 +108,16 @@ def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
         yield f"ok: read back; all {written.tensors} tensors equal {what}, byte for byte"
 
 
-def _describe_dry_run(written: Written, target: dict[str, Any]) -> CommandOutcome:
+def _describe_dry_run(written: Written) -> Iterator[str | TextTable]:
     plan, moves = written.plan, written.moves
     rows = tuple((describe_sources(move), move.target, str(move.spec), _describe_rule(move)) for move in moves)
     rows += tuple((gone.fqn, "(dropped)", str(plan.source[gone.fqn]), gone.rule.id) for gone in plan.dropped)
-    return CommandOutcome(
-        data={
-            **dump_plan(plan),
-            "dry_run": True,
-            "target": target,
-            "outputs": {str(path): len(names) for path, names in written.outputs.items()},
-        },
-        text=(
-            TextTable(("source", "target", "tensor", "rule"), rows),
-            str(plan),
-            *((str(written.check),) if written.check else ()),
-            *_describe_outputs(written),
-            "nothing was written (--dry-run)",
-        ),
-        diagnostics=written.diagnostics,
-    )
+    yield TextTable(("source", "target", "tensor", "rule"), rows)
+    yield str(plan)
+    if written.check:
+        yield str(written.check)
+    yield from _describe_outputs(written)
+    yield "nothing was written (--dry-run)"
 
 
 def _describe_outputs(written: Written) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections import Counter
 
+from remapkit.api.identify import describe_layout, dump_identification, identify_header
 from remapkit.api.inspect import Inspection, inspect
 from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome, TextTable
@@ -17,6 +18,8 @@ def run(args: Namespace) -> CommandOutcome:
         args.checkpoint, manifest=args.manifest, force=args.force, root=args.root, **get_reading_options(args)
     )
     header = found.header
+    identified = identify_header(header)
+    layout = tuple(describe_layout(identified)) if identified.layouts or identified.adapters else ()
     what = f"{header.name}: {found.format}{f', state dict under {found.root!r}' if found.root else ''}"
     kinds = ", ".join(
         f"{count} {dtype}" for dtype, count in Counter(spec.dtype for spec in header.values()).most_common()
@@ -37,8 +40,17 @@ def run(args: Namespace) -> CommandOutcome:
             "recorded": dict(header.recorded),
             "metadata": dict(header.metadata),
             "bytes": header.nbytes,
+            "layout": dump_identification(identified),
         },
-        text=(what, _make_key_table(found) if args.all else _make_family_table(found), total, *tied, *metadata),
+        text=(
+            what,
+            _make_key_table(found) if args.all else _make_family_table(found),
+            total,
+            *(f"layout: {line.removeprefix(f'{header.name}: ')}" for line in layout[:1]),
+            *layout[1:],
+            *tied,
+            *metadata,
+        ),
         diagnostics=found.diagnostics,
     )
 
