@@ -91,9 +91,7 @@ class _Search:
         self._verifier = Verifier(a, b)
         self._tried: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         self._used: dict[str, str] = {}
-        self._targets = {
-            fqn: prints for fqn in only_b if (prints := take_prints(b, fqn)) for prints in prints.values()
-        }
+        self._targets = {fqn: one for fqn in only_b for one in take_prints(b, fqn).values()}
         self._index: dict[str, RowIndex] = {}
         self._paired_targets: dict[str, Prints] = {}
 

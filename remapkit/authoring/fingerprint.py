@@ -135,7 +135,7 @@ class _Taker:
 
     def __init__(self, spec: TensorSpec) -> None:
         self._spec = spec
-        self._views = {dims: np.zeros([spec.shape[dim] for dim in dims], "<u8") for dims in _choose_views(spec.shape)}
+        self._views = {dims: np.zeros([spec.shape[dim] for dim in dims] or [1], "<u8") for dims in _choose_views(spec.shape)}
         self._digest = hashlib.blake2b(digest_size=16)
         self._hash = _choose_hash(spec.dtype)
         self._first: bytes | None = None
@@ -155,7 +155,9 @@ class _Taker:
         hashed = self._hash(raw).reshape(block.shape)
         for dims, view in self._views.items():
             others = tuple(dim for dim in range(block.ndim) if dim not in dims)
-            view[tuple(box[dim] for dim in dims)] += hashed.sum(others, dtype="<u8") if others else hashed
+            # The total is a vector of one number: numpy warns when a scalar overflows.
+            place = tuple(box[dim] for dim in dims) or (slice(None),)
+            view[place] += hashed.sum(others, dtype="<u8") if others else hashed
 
     def make_prints(self, fqn: str) -> Prints:
         """Return what was summed up."""
