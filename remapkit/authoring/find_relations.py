@@ -8,7 +8,7 @@ several keys have) suggest nothing: only the weights of their modules can settle
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remapkit.authoring.build_relation import Segment, Selection, build_cut, build_join
 from remapkit.authoring.find_rows import RowIndex, Rows
@@ -91,6 +91,7 @@ class _Search:
         self._verifier = Verifier(a, b)
         self._tried: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         self._used: dict[str, str] = {}
+        self._reached: set[str] = set()
         self._targets = {fqn: one for fqn in only_b for one in take_prints(b, fqn).values()}
         self._index: dict[str, RowIndex] = {}
         self._paired_targets: dict[str, Prints] = {}
@@ -118,8 +119,7 @@ class _Search:
         return [self._targets[fqn] for fqn in self._names_open()]
 
     def _names_open(self) -> list[str]:
-        reached = {fqn for relation in self.relations for fqn in relation.targets}
-        return [fqn for fqn in self._targets if fqn not in reached]
+        return [fqn for fqn in self._targets if fqn not in self._reached]
 
     def _spend(self) -> bool:
         """Take a step; return whether the limit allows it."""
@@ -214,13 +214,25 @@ class _Search:
     # --------------------------------------------------------------------------------------------- by the module
 
     def _search_siblings(self) -> None:
-        open_names = set(self._names_open())
-        for relation in propose_siblings(self.relations, self._a.header(), self._b.header(), open_names):
-            self._accept(relation)
+        """Try on the biases what was found for their weights; also on keys whose bytes several keys of A have."""
+        header, reached = self._b.header(), self._reached | set(self._paired.values())
+        free = [fqn for fqn in header if fqn not in reached]
+        for relation in propose_siblings(self.relations, self._a.header(), header, set(free)):
+            alone = all(self._is_certain(fqn) for fqn in relation.targets)
+            self._accept(replace(relation, by="") if alone else relation)
+
+    def _is_certain(self, fqn: str) -> bool:
+        """Return whether the values alone could tell where a target comes from."""
+        target = self._targets.get(fqn)
+        if target is None or target.is_constant:
+            return False
+        return len(self._index[target.spec.dtype].find_total(target.total)) < 2
 
     def _accept(self, relation: Relation) -> bool:
         """Run a relation, and keep it if it gives B's bytes; each set of keys is run once."""
         names = (relation.sources, relation.targets)
+        if any(fqn in self._reached for fqn in relation.targets):
+            return False
         other = next((self._used[fqn] for fqn in relation.sources if fqn in self._used), None)
         if other is not None or (any(fqn in self._paired for fqn in relation.sources) and relation.join):
             kept = other or next(self._paired[fqn] for fqn in relation.sources if fqn in self._paired)
@@ -235,6 +247,7 @@ class _Search:
             self.reasons.update(dict.fromkeys(relation.targets, FAILED))
             return False
         self.relations.append(relation)
+        self._reached.update(relation.targets)
         self._used.update(dict.fromkeys(relation.sources, relation.targets[0]))
         return True
 

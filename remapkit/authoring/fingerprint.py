@@ -135,7 +135,9 @@ class _Taker:
 
     def __init__(self, spec: TensorSpec) -> None:
         self._spec = spec
-        self._views = {dims: np.zeros([spec.shape[dim] for dim in dims] or [1], "<u8") for dims in _choose_views(spec.shape)}
+        self._views = {
+            dims: np.zeros([spec.shape[dim] for dim in dims] or [1], "<u8") for dims in _choose_views(spec.shape)
+        }
         self._digest = hashlib.blake2b(digest_size=16)
         self._hash = _choose_hash(spec.dtype)
         self._first: bytes | None = None
