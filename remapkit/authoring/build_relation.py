@@ -133,32 +133,42 @@ def _build_stack(target: Prints, dim: int, parts: Sequence[Prints], header: Stat
 
 
 def _build_concat(target: Prints, dim: int, segments: Sequence[Segment], header: StateDictSpec) -> Relation | None:
-    moves = [_orient(segment, target.spec.shape, dim) for segment in segments]
-    if any(move is None for move in moves):
-        return None
-    permuted = [move for move in moves if move is not None]
     parts = [segment.prints for segment in segments]
-    before: list[Ops] = [ops for ops, _ in permuted]
-    join_dim = dim
-    if len(set(map(str, before))) == 1 and segments[0].dims and len(parts[0].spec.shape) == len(target.spec.shape):
-        before, join_dim = [() for _ in parts], segments[0].dims[0]  # the whole is turned instead
-    else:
-        parts = [part for _, part in permuted]
-    order = find_order(join_prints([parts], join_dim, None), target)
+    known = {segment.dims[0] for segment in segments if segment.dims}
+    if len({len(part.spec.shape) for part in parts} | {len(target.spec.shape)}) == 1 and len(known) < 2:
+        # The whole is turned, if it must be, not each part.
+        for join_dim in known or _list_short_dims(parts, dim):
+            relation = _join_parts(target, parts, [() for _ in parts], join_dim, header)
+            if relation is not None:
+                return relation
+    moves = [_orient(segment, target.spec.shape, dim) for segment in segments]
+    permuted = [move for move in moves if move is not None]
+    if len(permuted) < len(moves):
+        return None
+    return _join_parts(target, [part for _, part in permuted], [ops for ops, _ in permuted], dim, header)
+
+
+def _list_short_dims(parts: Sequence[Prints], first: int) -> list[int]:
+    """Return the dimensions in which all parts have one element, beginning with `first`."""
+    dims = [dim for dim in range(len(parts[0].spec.shape)) if all(part.spec.shape[dim] == 1 for part in parts)]
+    return sorted(dims, key=lambda dim: dim != first)
+
+
+def _join_parts(
+    target: Prints, parts: Sequence[Prints], turns: Sequence[Ops], dim: int, header: StateDictSpec
+) -> Relation | None:
+    if len({part.spec.shape[:dim] + part.spec.shape[dim + 1 :] for part in parts}) > 1:
+        return None
+    order = find_order(join_prints([parts], dim, None), target)
     if order is None:
         return None
-    sizes = [part.spec.shape[join_dim] for part in parts]
-    named = _name_by_parts(order, join_dim, sizes)
+    sizes = [part.spec.shape[dim] for part in parts]
+    named = _name_by_parts(order, dim, sizes)
     if named is None:
         return None
     ops, each = named
-    # The rows of a part are put in order first, where they lie as in the whole.
-    before = (
-        [(*own, *turn) for turn, own in zip(before, each, strict=True)]
-        if not any(before)
-        else [(*turn, *own) for turn, own in zip(before, each, strict=True)]
-    )
-    return _finish_concat(target, parts, before, ops, join_dim, sizes, header)
+    before = [(*turn, *own) for turn, own in zip(turns, each, strict=True)]
+    return _finish_concat(target, parts, before, ops, dim, sizes, header)
 
 
 def _finish_concat(
@@ -278,11 +288,16 @@ def _orient(segment: Segment, shape: Sequence[int], dim: int) -> tuple[Ops, Prin
         views: dict[Dims, Array] = {(): prints.views[()]}
         views.update({(new,): prints.views[(one,)] for one, new in zip(long, theirs, strict=True)})
         return ops, Prints(prints.fqn, TensorSpec(prints.spec.dtype, tuple(wanted)), views)
-    own = segment.dims[0] if segment.dims else dim
-    others = [one for one in range(len(old)) if one != own]
-    order = (*others[:dim], own, *others[dim:])
-    ops = () if order == tuple(range(len(old))) else ("transpose",) if len(old) == 2 else ({"permute": list(order)},)
-    return ops, permute_prints(prints, order)
+    for own in segment.dims or (dim, *(one for one in range(len(old)) if old[one] == 1)):
+        others = [one for one in range(len(old)) if one != own]
+        order = (*others[:dim], own, *others[dim:])
+        if [old[one] for one in order] != wanted:
+            continue
+        turned = permute_prints(prints, order)
+        if order == tuple(range(len(old))):
+            return (), turned
+        return ("transpose",) if len(old) == 2 else ({"permute": list(order)},), turned
+    return None
 
 
 def _name_by_parts(order: Order, dim: int, sizes: Sequence[int]) -> tuple[Ops, list[Ops]] | None:
@@ -378,8 +393,12 @@ def _build_split(source: Prints, selections: Sequence[Selection]) -> Relation | 
         return _split_reshaped(source, in_order, dim, [len(rows[id(one)]) for one in in_order])
     if len(places) > 1:
         return None
-    cut_dim = next(iter(places))[0] if places else dim
-    return _finish_split(source, in_order, [one.target for one in in_order], cut_dim, [() for _ in in_order])
+    targets = [one.target for one in in_order]
+    for cut_dim in [place[0] for place in places] or _list_short_dims(targets, dim):
+        relation = _finish_split(source, in_order, targets, cut_dim, [() for _ in in_order])
+        if relation is not None:
+            return relation
+    return None
 
 
 def _split_reshaped(

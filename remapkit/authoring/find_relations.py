@@ -106,10 +106,9 @@ class _Search:
             self._index = {
                 dtype: RowIndex([one[dtype] for one in taken.values() if dtype in one]) for dtype in dtypes
             }
-            matrices = [one for one in self._open() if len(one.long_dims) > 1]
-            self._search_targets(matrices)
+            self._search_targets(of_matrices=True)
             self._search_siblings()
-            self._search_targets([one for one in self._open() if len(one.long_dims) < 2])
+            self._search_targets(of_matrices=False)
             self._search_siblings()
             if taken is free and self._paired and any(fqn not in self.undetermined for fqn in self._names_open()):
                 paired = {fqn: take_prints(self._a, fqn, dtypes) for fqn in header if fqn in self._paired}
@@ -128,11 +127,15 @@ class _Search:
 
     # ------------------------------------------------------------------------------------------------- by value
 
-    def _search_targets(self, targets: Sequence[Prints]) -> None:
+    def _search_targets(self, *, of_matrices: bool) -> None:
+        """Search what comes from matrices, or the rest: a vector's weights tell more than its own elements."""
         by_source: dict[tuple[str, str], list[Selection]] = {}
         sources: dict[tuple[str, str], Prints] = {}
-        for target in targets:
+        for target in self._open():
             found = self._locate(target)
+            is_vector = len(target.long_dims) < 2
+            if of_matrices and is_vector and (isinstance(found, Relation) or not _is_of_matrix(found)):
+                continue
             if isinstance(found, Relation):
                 self._accept(found)
             elif found is not None:
@@ -250,6 +253,10 @@ class _Search:
         self._reached.update(relation.targets)
         self._used.update(dict.fromkeys(relation.sources, relation.targets[0]))
         return True
+
+
+def _is_of_matrix(found: tuple[Prints, Selection] | None) -> bool:
+    return found is not None and len(found[0].long_dims) > 1
 
 
 def _list_segments(index: RowIndex, rows: Rows) -> list[Segment] | None:

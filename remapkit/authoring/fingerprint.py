@@ -28,7 +28,7 @@ from remapkit.tensors.spec import TensorSpec
 Dims = tuple[int, ...]
 Views = Mapping[Dims, Array]
 
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 """Elements that are hashed at once."""
 LARGEST_VIEW = 1 << 16
 """A view of several dimensions that has more numbers must be much smaller than its tensor."""
@@ -42,8 +42,9 @@ WINDOW = 8
 class Prints:
     """The fingerprints of one tensor, in its own dtype or as cast to another.
 
-    `views` has the sums by dimensions: `()` is the total, and `(0, 1)` has the row-major indices of both. Dimensions of
-    size 1 have no view. `digest` is that of the bytes in their order, `is_constant` tells that all elements are equal.
+    `views` has the sums by dimensions: `()` is the total, and `(0, 1)` has the row-major indices of both. Dimensions
+    of size 1 have no view. `digest` is that of the bytes in their order, `is_constant` tells that all elements are
+    equal.
     `plus` maps 1 and -1 to the digest after adding it, for vectors of floats.
     """
 
@@ -135,8 +136,8 @@ class _Taker:
 
     def __init__(self, spec: TensorSpec) -> None:
         self._spec = spec
-        self._views = {
-            dims: np.zeros([spec.shape[dim] for dim in dims] or [1], "<u8") for dims in _choose_views(spec.shape)
+        self._bases = {
+            dims: np.zeros([spec.shape[dim] for dim in dims] or [1], "<u8") for dims in _choose_bases(spec.shape)
         }
         self._digest = hashlib.blake2b(digest_size=16)
         self._hash = _choose_hash(spec.dtype)
@@ -155,17 +156,32 @@ class _Taker:
         for term, digest in (self._plus or {}).items():
             digest.update(np.ascontiguousarray(calculate_block(Add(term), raw, self._spec.dtype)).view("u1").data)
         hashed = self._hash(raw).reshape(block.shape)
-        for dims, view in self._views.items():
+        for dims, base in self._bases.items():
             others = tuple(dim for dim in range(block.ndim) if dim not in dims)
-            # The total is a vector of one number: numpy warns when a scalar overflows.
-            place = tuple(box[dim] for dim in dims) or (slice(None),)
-            view[place] += hashed.sum(others, dtype="<u8") if others else hashed
+            base[tuple(box[dim] for dim in dims)] += hashed.sum(others, dtype="<u8") if others else hashed
 
     def make_prints(self, fqn: str) -> Prints:
         """Return what was summed up."""
-        views = {dims: view.reshape(-1) for dims, view in self._views.items()}
+        views = {dims: _sum_base(self._bases, dims).reshape(-1) for dims in _choose_views(self._spec.shape)}
         plus = {term: digest.digest() for term, digest in self._plus.items()} if self._plus is not None else None
         return Prints(fqn, self._spec, views, self._digest.digest(), self._is_constant, plus)
+
+
+def _choose_bases(shape: Dims) -> list[Dims]:
+    """Choose the views that are summed up from the elements: few, from which all others are summed up at the end."""
+    bases: list[Dims] = []
+    for dims in sorted(_choose_views(shape), key=len, reverse=True):
+        if len(dims) > 1 or not any(set(dims) <= set(base) for base in bases):
+            bases.append(dims)
+    return bases
+
+
+def _sum_base(bases: Mapping[Dims, Array], dims: Dims) -> Array:
+    """Return a view, summed up from the smallest base that contains its dimensions."""
+    base = min((one for one in bases if set(dims) <= set(one)), key=lambda one: bases[one].size)
+    others = tuple(place for place, dim in enumerate(base) if dim not in dims)
+    summed: Array = np.asarray(bases[base].sum(others, dtype="<u8")) if others else bases[base]
+    return summed
 
 
 def _choose_views(shape: Dims) -> list[Dims]:
@@ -187,7 +203,8 @@ def _choose_hash(dtype: str) -> Callable[[Array], Array]:
     """Return a function that hashes raw elements of a dtype."""
     bits = DTYPES[dtype].bits
     if bits <= 16:
-        return lambda raw: np.take(_make_table(bits), raw)
+        table = _make_table(bits)
+        return lambda raw: table[raw]
     if bits == 128:
         return lambda raw: _mix(_mix(raw.view("<u8")[::2]) + raw.view("<u8")[1::2])
     return lambda raw: _mix(raw.astype("<u8"))
@@ -201,10 +218,11 @@ def _make_table(bits: int) -> Array:
 def _mix(words: Array) -> Array:
     """Mix the bits of 64-bit words (the finaliser of splitmix64): sums of the results do not collide by chance."""
     mixed = words + np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(30)
+    shifted = np.empty_like(mixed)  # fresh memory costs more than the arithmetic
+    mixed ^= np.right_shift(mixed, np.uint64(30), out=shifted)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
+    mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
     mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
     result: Array = mixed
     return result
