@@ -357,10 +357,8 @@ def build_cut(source: Prints, selections: Sequence[Selection], header: StateDict
 def _build_copies(source: Prints, selections: Sequence[Selection]) -> Relation | None:
     each: list[Ops] = []
     for selection in selections:
-        if selection.segment is None:
-            ops = describe_whole(source, selection.target)
-        else:
-            ops = describe_slice(selection)
+        is_whole = selection.segment is None
+        ops = describe_whole(source, selection.target) if is_whole else describe_slice(selection)
         if ops is None:
             return None
         each.append(ops)
