@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from remapkit.authoring.build_relation import Segment, Selection, build_cut, build_join
+from remapkit.authoring.build_cut import build_cut
+from remapkit.authoring.build_relation import Segment, Selection, build_join
 from remapkit.authoring.find_rows import RowIndex, Rows
 from remapkit.authoring.find_siblings import propose_siblings
 from remapkit.authoring.fingerprint import Prints, take_prints
