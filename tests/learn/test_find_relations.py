@@ -293,3 +293,49 @@ def test_the_steps_grow_with_the_keys_not_with_their_pairs() -> None:
         return find(a, {f"y.{n}": tensor.T.contiguous() for n, tensor in enumerate(a.values())}).steps
 
     assert count(40) == 2 * count(20)
+
+
+def test_equal_sums_in_every_row_and_column_are_not_enough() -> None:
+    a, b = torch.zeros(600, 600), torch.zeros(600, 600)
+    a[-3:, -3:] = torch.tensor([[1.0, 2, 3], [2, 3, 1], [3, 1, 2]])
+    b[-3:, -3:] = torch.tensor([[1.0, 3, 2], [3, 2, 1], [2, 1, 3]])
+    found = find({"x": a}, {"y": b})
+    assert not found.relations
+    assert found.open_b == {"y": "its rows are in A, but the operations that they suggest give other bytes"}
+
+
+def test_a_row_that_occurs_twice_is_taken_where_the_next_one_is() -> None:
+    row, q = random(4, seed=9), random(3, 4)
+    a = {"q": q, "k": torch.stack([row, random(4, seed=1)]), "v": torch.stack([row, random(4, seed=2)])}
+    b = {"qk": torch.cat([a["q"][:1], a["k"]])}
+    found = find(a, b)
+    assert judge(found, a, b) == {"qk"}
+    assert found.relations[0].sources == ("q", "k")
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        {"rope": {"to": "half", "heads": 3, "head_dim": 10, "dim": 0}},
+        {"rope": {"to": "interleaved", "heads": 3, "head_dim": 10, "dim": 0}},
+        {"group_qkv": {"heads": 6, "kv_heads": 3, "head_dim": 4, "dim": 0}},
+        {"ungroup_qkv": {"heads": 6, "kv_heads": 3, "head_dim": 4, "dim": 0}},
+        {"flip": {"dim": 0}},
+        {"flip_halves": {"dim": 0}},
+        {"roll": {"dim": 0, "by": 3}},
+        {"rearrange": {"pattern": "(a b c) ... -> (b c a) ...", "b": 3, "c": 5}},
+        {"index": {"dim": 0, "order": [3, 1, 2, 0]}},
+    ],
+    ids=str,
+)
+def test_an_order_gets_its_own_name(op: OpText) -> None:
+    assert not isinstance(op, str)
+    sizes = {"rope": 30, "group_qkv": 48, "ungroup_qkv": 48, "index": 4}
+    a = {"x": random(sizes.get(next(iter(op)), 60), 3)}
+    b = {"y": run_ops(a["x"], [op]).contiguous()}
+    (relation,) = find(a, b).relations
+    if "rearrange" in op:  # which axes are named is free: neighbours that stay together are one
+        assert judge(find(a, b), a, b) == {"y"}
+        assert "rearrange" in relation.ops[0]
+    else:
+        assert relation.ops == (op,)
