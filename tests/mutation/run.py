@@ -50,6 +50,7 @@ from tests.mutation.faults_plans import FAULTS as PLANS
 from tests.mutation.faults_proofs import FAULTS as PROOFS
 from tests.mutation.faults_ranks import FAULTS as RANKS
 from tests.mutation.faults_routes import FAULTS as ROUTES
+from tests.mutation.faults_relations import FAULTS as RELATIONS
 from tests.mutation.faults_sources import FAULTS as SOURCES
 
 FAULTS: tuple[Fault, ...] = (
@@ -59,6 +60,7 @@ FAULTS: tuple[Fault, ...] = (
     *PLANS,
     *CHECKS,
     *AUTHORING,
+    *RELATIONS,
     *NUMBERS,
     *RANKS,
     *ROUTES,
