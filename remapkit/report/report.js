@@ -42,7 +42,7 @@
       const root = { label: "", kids: new Map(), keys: [], open: true };
       for (const [template, keys] of this.side.families) {
         let node = root;
-        for (const part of template.split(".")) {
+        for (const part of template.split(/\.(?![^{}]*\})/)) {
           if (!node.kids.has(part)) node.kids.set(part, { label: part, kids: new Map(), keys: [], open: false });
           node = node.kids.get(part);
         }
@@ -292,7 +292,7 @@
     if (!cards.childElementCount) return;
     const errors = data.problems.filter(each => each.severity === "error").length;
     box.hidden = false; box.open = errors > 0;
-    box.querySelector("summary").textContent = errors ? `✕ ${errors} problem${errors > 1 ? "s" : ""}, ${data.problems.length - errors} notes` : `${data.problems.length} notes`;
+    box.querySelector("summary").textContent = errors ? `✕ ${errors} problem${errors > 1 ? "s" : ""}, and ${data.problems.length - errors} more messages` : `${data.problems.length} message${data.problems.length > 1 ? "s" : ""}`;
   }
   function setTheme(name) { document.documentElement.dataset.theme = name; }
   const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -29,7 +29,9 @@ def run(args: Namespace) -> CommandOutcome:
     data["counts"] = dict(made.counts)
     if made.output is None:
         data["text"] = made.html
-        return CommandOutcome(data=data, raw=made.html, failed=not made.ok, diagnostics=made.diagnostics, findings=True)
+        return CommandOutcome(
+            data=data, raw=made.html, failed=not made.ok, diagnostics=made.diagnostics, findings=True
+        )
     return CommandOutcome(
         data=data,
         text=(f"wrote {made.output}: {made.rules}, {count_noun(made.counts['pairs'], 'pair')}",),
