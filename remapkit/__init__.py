@@ -9,8 +9,8 @@
     remapkit.load_into(model, "Wan2.2_VAE.pth", rules)  # every tensor in its place, none copied
 
 Each command of the command line is a function of the same name with the same options as keywords: `apply`, `check`,
-`diff`, `explain`, `inspect`, `invert`, `learn`, `lint`, `new`, `packs`, `recover`, `report`, `schema`, `test`, `verify`.
-What they have to say is in the `diagnostics` of their results, and goes to the logger `remapkit`.
+`diff`, `explain`, `inspect`, `invert`, `learn`, `lint`, `new`, `packs`, `recover`, `report`, `schema`, `test`,
+`verify`. What they have to say is in the `diagnostics` of their results, and goes to the logger `remapkit`.
 
 `__all__` is the whole public surface. Names are imported when first used: `import remapkit` costs nothing.
 """

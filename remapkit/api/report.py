@@ -23,14 +23,14 @@ from remapkit.diagnostics.log import log_diagnostics
 from remapkit.files.text import write_texts
 from remapkit.formats.options import ReadOptions
 from remapkit.models.target import find_declared_target, header, read_target_header
+from remapkit.picture.model import Picture, make_picture
+from remapkit.picture.page import make_page
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.proofs.model import Proof
-from remapkit.report.model import Picture, make_picture
-from remapkit.report.page import make_page
 from remapkit.rules.counted import count_params
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.mounts import SourceLike

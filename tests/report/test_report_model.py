@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.cli import app
+from remapkit.picture.model import fold_families, make_picture
+from remapkit.picture.page import dump_safely
 from remapkit.plans.check import count_interchangeable, make_check
-from remapkit.report.model import fold_families, make_picture
-from remapkit.report.page import dump_safely
 
 SPEC = remapkit.TensorSpec("F32", (4,))
 RULES = """

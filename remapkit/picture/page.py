@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from remapkit.diagnostics.version import VERSION
-from remapkit.report.model import Picture
+from remapkit.picture.model import Picture
 
 FOLDER = Path(__file__).parent
 
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 def make_page(picture: Picture) -> str:
     """Return the text of the page; the same picture always gives the same text.
 
-    >>> from remapkit.report.model import Side
+    >>> from remapkit.picture.model import Side
     >>> evil = Picture("</script><script>alert(1)</script>", Side("a"), Side("b"))
     >>> "alert(1)</script>" in make_page(evil)
     False

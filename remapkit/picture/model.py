@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.picture.describe_ops import describe_ops
 from remapkit.plans.check import Check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.proofs.model import Proof
-from remapkit.report.describe_ops import describe_ops
 from remapkit.tensors.families import format_ranges, mask_indices
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
