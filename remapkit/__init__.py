@@ -9,8 +9,8 @@
     remapkit.load_into(model, "Wan2.2_VAE.pth", rules)  # every tensor in its place, none copied
 
 Each command of the command line is a function of the same name with the same options as keywords: `apply`, `check`,
-`convert`, `diff`, `explain`, `identify`, `inspect`, `invert`, `learn`, `lint`, `new`, `packs`, `recover`, `schema`,
-`test`, `verify`.
+`convert`, `diff`, `explain`, `identify`, `inspect`, `invert`, `learn`, `lint`, `new`, `packs`, `recover`, `report`,
+`schema`, `test`, `verify`.
 What they have to say is in the `diagnostics` of their results, and goes to the logger `remapkit`.
 
 `__all__` is the whole public surface. Names are imported when first used: `import remapkit` costs nothing.
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from remapkit.api.new import NewRules, new
     from remapkit.api.packs import Pack, PackSummary, packs
     from remapkit.api.recover import recover
+    from remapkit.api.report import Report, report
     from remapkit.api.ruleset import Plan, RuleSet, load, loads
     from remapkit.api.schema import schema
     from remapkit.api.test import PackTest, PackTests, test
@@ -102,6 +103,7 @@ _HOMES = {
     "Reader": "formats.reader",
     "RefusedRead": "diagnostics.errors",
     "RemapkitError": "diagnostics.errors",
+    "Report": "api.report",
     "RuleSet": "api.ruleset",
     "Severity": "diagnostics.diagnostic",
     "StateDictSpec": "tensors.spec",
@@ -130,6 +132,7 @@ _HOMES = {
     "open_checkpoint": "sources.open",
     "packs": "api.packs",
     "recover": "api.recover",
+    "report": "api.report",
     "schema": "api.schema",
     "test": "api.test",
     "verify": "api.verify",
@@ -171,6 +174,7 @@ __all__ = [
     "Reader",
     "RefusedRead",
     "RemapkitError",
+    "Report",
     "RuleSet",
     "Severity",
     "StateDictSpec",
@@ -201,6 +205,7 @@ __all__ = [
     "packs",
     "plugins",
     "recover",
+    "report",
     "schema",
     "test",
     "verify",

@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_rule_commands(commands)
     _add_checkpoint_commands(commands)
+    _add_report(commands)
     _add_verify(commands)
     _add_authoring_commands(commands)
     return parser
@@ -253,6 +254,10 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument(
         "rules", metavar="RULES", nargs="*", help=f"{_RULES} (default: every pack whose target is --model)"
     )
+    _add_source_and_target(parser)
+
+
+def _add_source_and_target(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--ckpt",
@@ -265,6 +270,15 @@ def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_model(parser)
     _add_params(parser)
     _add_source_options(parser)
+
+
+def _add_report(commands: Commands) -> None:  # type: ignore[valid-type]
+    help = "make a page that shows rules, source and target side by side, with every problem"
+    parser = _add_command(commands, "report", help)
+    parser.add_argument("rules", metavar="RULES", help=_RULES)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the page to write, in HTML (default: print it)")
+    parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    _add_source_and_target(parser)
 
 
 def _add_rule_commands(commands: Commands) -> None:  # type: ignore[valid-type]

@@ -17,7 +17,7 @@ from remapkit.diagnostics.arguments import check_arguments
 
 FUNCTIONS = (
     *("apply", "check", "diff", "explain", "inspect", "invert", "learn", "lint", "load", "loads", "new", "recover"),
-    *("test", "verify", "open_checkpoint", "convert", "identify", "packs"),
+    *("report", "test", "verify", "open_checkpoint", "convert", "identify", "packs"),
 )
 ANYTHING = {"model", "source of verify", "target of verify", "oracle"}
 """Parameters that take an object of any class: a model, or a function."""

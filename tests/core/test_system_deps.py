@@ -12,7 +12,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "system-deps"
-PROGRAMS = ("mkfs.xfs", "mkfs.btrfs", "mount", "umount", "losetup", "g++")
+PROGRAMS = ("mkfs.xfs", "mkfs.btrfs", "mount", "umount", "losetup", "g++", "chromium", "chromedriver")
 USED = ("bash", "env", "timeout", "sort", "tr", "sed", "tail", "mktemp", "rm", "cat", "chmod")
 
 

@@ -1,0 +1,106 @@
+"""The data of a report: every key appears once on its side, and the counts add up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import remapkit
+from remapkit.cli import app
+from remapkit.picture.model import fold_families, make_picture
+from remapkit.picture.page import dump_safely
+from remapkit.plans.check import count_interchangeable, make_check
+
+SPEC = remapkit.TensorSpec("F32", (4,))
+RULES = """
+remapkit: 1
+name: mixed
+rules:
+  - {id: a, path: 'a.{n:int}.{x}', to: 'b.{n}.{x}'}
+keep: ['keep.{n:int}']
+drop: ['drop.{n:int}']
+"""
+KEYS = st.sets(
+    st.builds(
+        "{}.{}{}".format,
+        st.sampled_from(["a", "b", "keep", "drop", "other"]),
+        st.integers(0, 12),
+        st.sampled_from(["", ".w", ".v.0"]),
+    ),
+    max_size=20,
+)
+
+
+@given(KEYS, KEYS)
+def test_every_key_appears_once_and_the_counts_add_up(source: set[str], target: set[str]) -> None:
+    rules = remapkit.loads(RULES)
+    plan = rules.plan(dict.fromkeys(sorted(source), SPEC))
+    header = remapkit.header(dict.fromkeys(sorted(target), SPEC))
+    picture = make_picture(plan, make_check(plan, header), rules.prove(), name="mixed")
+    made = {move.target for move in plan.moves}
+    assert sorted(picture.source.keys) == sorted(source)
+    assert sorted(picture.target.keys) == sorted(target | made)
+    for side in (picture.source, picture.target):
+        positions = [number for _, numbers in side.families for number in numbers]
+        assert sorted(positions) == list(range(len(side.keys)))
+        assert len(side.states) == len(side.keys)
+    counts = picture.counts
+    assert counts["moved"] + counts["dropped"] + counts["undetermined"] == len(source)
+    states = dict(zip(picture.target.keys, picture.target.states, strict=True))
+    assert {key for key, state in states.items() if state == "missing"} == target - made
+    assert {key for key, state in states.items() if state == "unexpected"} == made - target
+    assert {key for key, state in states.items() if state == "matched"} == made & target
+    assert counts["interchangeable"] == count_interchangeable(header)
+    moves = {move.target: (move.sources, move.rule.id) for move in plan.moves}
+    drawn = {
+        picture.target.keys[pair[1]]: (tuple(picture.source.keys[key] for key in pair[0]), picture.rules[pair[2]])
+        for pair in picture.pairs
+    }
+    assert drawn == moves and len(picture.pairs) == len(moves)
+
+
+@given(st.sets(st.text(alphabet="a.09", min_size=1), max_size=12))
+def test_families_hold_every_key_once(keys: set[str]) -> None:
+    families = fold_families(sorted(keys))
+    assert sorted(number for _, numbers in families for number in numbers) == list(range(len(keys)))
+    assert all(name == sorted(keys)[numbers[0]] for name, numbers in families if len(numbers) == 1)
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_data_survives_and_never_ends_its_element(data: object) -> None:
+    text = dump_safely(data)
+    assert text.isascii() and not set(text) & set("<>&")
+    assert json.loads(text) == data
+
+
+def test_the_command_fails_as_check_does(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    page = tmp_path / "r.html"
+    assert app.main(["report", "wan22_pth", "-o", str(page)]) == 0
+    assert "196 pairs" in capsys.readouterr().out
+    assert app.main(["report", "wan22_pth", "-o", str(page)]) == 2
+    assert app.main(["report", "wan22_pth", "-o", str(page), "--force"]) == 0
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("remapkit: 1\nname: broken\nrules:\n  - {id: a, path: 'a.{n', to: 'b'}\n", encoding="utf-8")
+    assert app.main(["report", str(broken), "-o", str(tmp_path / "b.html")]) == 1
+    assert "not compiled" in (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert app.main(["report", str(broken), "-o", str(broken), "--force"]) == 2
+    assert "a.{n" in broken.read_text(encoding="utf-8")
+
+
+def test_a_refuted_proof_shows_its_witness() -> None:
+    rules = remapkit.loads(
+        "remapkit: 1\nname: two\nrules:\n  - {id: a, path: 'a', to: 'c'}\n  - {id: b, path: 'b', to: 'c'}\n"
+    )
+    found = remapkit.report(rules, keys={"b": SPEC})
+    assert not found.ok and found.counts["pairs"] == 1
+    assert any(each.code.startswith("RK2") for each in found.diagnostics)
+    assert '"verdict":"refuted"' in found.html and '"fault":' in found.html
+
+
+def test_a_source_must_be_named() -> None:
+    rules = remapkit.loads("remapkit: 1\nname: one\nrules:\n  - {id: a, path: 'a', to: 'b'}\n")
+    with pytest.raises(remapkit.UsageError, match="It declares no source"):
+        remapkit.report(rules)

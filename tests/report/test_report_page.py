@@ -1,0 +1,137 @@
+"""A report in a real browser: no errors, its pairs, search, marks, keyboard, hostile names, and 60,000 keys."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import remapkit
+
+selenium = pytest.importorskip("selenium")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+SPEC = remapkit.TensorSpec("F32", (4,))
+MAX_ROWS = 200
+"""More rows than two panes of a window can show, with the spare ones."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with its driver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for each in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
+        options.add_argument(each)
+    for each in (
+        "--window-size=1400,900",
+        "--disable-background-networking",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ):
+        options.add_argument(each)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    found.set_page_load_timeout(180)
+    yield found
+    found.quit()
+
+
+def wait(browser: Any, script: str) -> None:
+    """Wait until a script is true; the time is long for slow machines and says nothing of speed."""
+    WebDriverWait(browser, 120, poll_frequency=0.1).until(
+        lambda each: each.execute_script(f"return {script}"), script
+    )
+
+
+def open_page(browser: Any, tmp_path: Path, html: str) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(html, encoding="utf-8")
+    browser.get_log("browser")
+    browser.get(page.as_uri())
+    wait(browser, "document.documentElement.dataset.ready === 'true' && !!document.querySelector('.row')")
+    assert [each for each in browser.get_log("browser") if each["level"] == "SEVERE"] == []
+
+
+def text(browser: Any, name: str) -> str:
+    return str(browser.find_element(By.ID, name).text)
+
+
+def search(browser: Any, words: str) -> None:
+    browser.find_element(By.TAG_NAME, "body").send_keys("/")
+    box = browser.switch_to.active_element
+    assert box.get_attribute("id") == "search"
+    box.send_keys(words)
+
+
+def test_a_pack_is_shown_searched_and_walked(browser: Any, tmp_path: Path) -> None:
+    open_page(browser, tmp_path, remapkit.report("wan22_pth").html)
+    assert text(browser, "pairs") == "196 pairs"
+    assert "proven for all keys" in text(browser, "verdicts")
+    wait(browser, "document.querySelectorAll('#edges path').length > 0")
+    search(browser, "TIME_CONV.bias")
+    wait(browser, "document.querySelectorAll('#source .row mark').length > 0")
+    plan = remapkit.report("wan22_pth").html.count("time_conv.bias")
+    assert text(browser, "hits").startswith(f"{plan} hits: ")
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    wait(browser, "document.activeElement.id === 'source' && !!document.querySelector('#source .row.active')")
+    browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN, Keys.ENTER)
+    wait(browser, "document.querySelector('#source .row.active')?.dataset.row === '1'")
+    wait(browser, "!!document.querySelector('#target .row.mate') && !!document.querySelector('#edges path.hot')")
+    assert "time_conv.bias" in text(browser, "detail")
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    wait(browser, "document.getElementById('hits').textContent === '' && !document.querySelector('.row.active')")
+    before = browser.execute_script("return document.documentElement.dataset.theme")
+    browser.find_element(By.ID, "theme").click()
+    after = browser.execute_script("return document.documentElement.dataset.theme")
+    assert {before, after} == {"dark", "light"}
+
+
+def test_a_broken_pack_shows_its_missing_keys(browser: Any, tmp_path: Path) -> None:
+    found = remapkit.report("wan22_pth", keys={"conv1.bias": SPEC}, target_keys={"conv1.bias": SPEC, "gone.w": SPEC})
+    assert not found.ok
+    open_page(browser, tmp_path, found.html)
+    assert browser.find_element(By.CSS_SELECTOR, '.card[data-code="RK310"]').text.count("gone.w") == 1
+    browser.find_element(By.CSS_SELECTOR, 'button[data-state="missing"]').click()
+    wait(browser, "document.querySelectorAll('#target .row').length === 1")
+    row = browser.find_element(By.CSS_SELECTOR, "#target .row").text
+    assert "gone.w" in row and "missing" in row
+
+
+EVIL = (
+    '</script><img src=x onerror="window.hurt=1">',
+    "<!--<script>",
+    "q\"'&amp;.\u2028.ü😀",
+    "__proto__.constructor",
+)
+
+
+def test_hostile_names_do_no_harm(browser: Any, tmp_path: Path) -> None:
+    rules = remapkit.loads("remapkit: 1\nname: evil\nunmatched: keep\nrules: []\n")
+    open_page(browser, tmp_path, remapkit.report(rules, keys=dict.fromkeys(EVIL, SPEC)).html)
+    assert browser.execute_script("return window.hurt === undefined && !document.querySelector('img')")
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('#source .row .key')].map(x => x.textContent)"
+    )
+    assert sorted(shown) == sorted(EVIL)
+
+
+def test_sixty_thousand_keys_are_a_bounded_number_of_rows(browser: Any, tmp_path: Path) -> None:
+    rules = remapkit.loads("remapkit: 1\nname: big\nrules:\n  - {id: all, path: 'a.{n:int}.{x}', to: 'b.{n}.{x}'}\n")
+    keys = {f"a.{number}.w{number % 7}": SPEC for number in range(60_000)}
+    open_page(browser, tmp_path, remapkit.report(rules, keys=keys).html)
+    assert text(browser, "pairs") == "60000 pairs"
+    search(browser, "a.")
+    wait(browser, "document.getElementById('hits').textContent.startsWith('60000 hits')")
+    browser.execute_script("for (const x of document.querySelectorAll('.pane')) x.scrollTop = x.scrollHeight")
+    wait(browser, "!!document.querySelector('#source .row[data-row=\"59999\"]')")
+    assert 0 < browser.execute_script("return document.querySelectorAll('.row').length") < MAX_ROWS
+    assert browser.execute_script("return document.querySelectorAll('#edges path').length") <= MAX_ROWS
