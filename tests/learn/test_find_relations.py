@@ -1,0 +1,179 @@
+"""Operations that are found by value: on the layouts of the packs, on random expressions, and never by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from exam import Memory
+from hypothesis import given
+from hypothesis import strategies as st
+from run_relation import run_ops, run_relation
+from torch import Tensor
+
+from remapkit.authoring.find_relations import Found, find_relations
+from remapkit.authoring.pair_by_value import pair_by_value
+from remapkit.authoring.relation import OpText
+from remapkit.tensors.from_torch import header_of
+
+PACKS = Path(__file__).parents[2] / "rules"
+
+
+class Stored(Memory):
+    """A checkpoint in memory, read in pieces that are no whole number of rows."""
+
+    def chunks(self, fqn: str, size: int = 65521) -> Iterator[memoryview]:
+        return super().chunks(fqn, size)
+
+
+def store(name: str, tensors: Mapping[str, Tensor]) -> Stored:
+    header = header_of(dict(tensors), name)
+    raw = {fqn: tensor.contiguous().reshape(-1).view(torch.uint8) for fqn, tensor in tensors.items()}
+    return Stored(name, {fqn: (header[fqn], raw[fqn].numpy().tobytes()) for fqn in tensors})
+
+
+def find(a: Mapping[str, Tensor], b: Mapping[str, Tensor], limit: int | None = None) -> Found:
+    one, other = store("a", a), store("b", b)
+    pairing = pair_by_value(one, other)
+    return find_relations(one, other, pairing.only_a, pairing.only_b, pairing.pairs, limit)
+
+
+def judge(found: Found, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> set[str]:
+    """Return the keys of B that the relations give, after comparing each byte with what torch makes of A."""
+    reached: list[str] = []
+    for relation in found.relations:
+        for fqn, tensor in run_relation(relation, a).items():
+            assert tensor.dtype == b[fqn].dtype, relation
+            assert torch.equal(tensor, b[fqn]), relation
+            reached.append(fqn)
+    assert len(reached) == len(set(reached))
+    assert not set(reached) & {*found.open_b, *found.undetermined}
+    return set(reached)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------- random expressions
+
+sizes = st.integers(2, 9)
+shapes = st.lists(sizes, min_size=1, max_size=4).map(tuple)
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> tuple[int, OpText]:
+    """A size, and an operation on a dimension of it; `dim` is to be filled in."""
+    kind = draw(st.sampled_from(["flip", "flip_halves", "roll", "index", "rope", "ungroup_qkv", "group_qkv"]))
+    if kind == "flip":
+        return draw(sizes), {"flip": {}}
+    if kind == "flip_halves":
+        return 2 * draw(sizes), {"flip_halves": {}}
+    if kind == "roll":
+        size = draw(st.integers(3, 20))
+        return size, {"roll": {"by": draw(st.integers(1, size - 1))}}
+    if kind == "index":
+        order = draw(st.permutations(range(draw(sizes))))
+        return len(order), {"index": {"order": list(order)}}
+    kv_heads, share, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(st.integers(1, 4))
+    heads = kv_heads * share
+    if kind == "rope":
+        to = draw(st.sampled_from(["half", "interleaved"]))
+        return heads * head_dim, {"rope": {"to": to, "heads": heads, "head_dim": head_dim}}
+    return (heads + 2 * kv_heads) * head_dim, {kind: {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}}
+
+
+def with_dim(op: OpText, dim: int) -> OpText:
+    assert not isinstance(op, str)
+    ((name, value),) = op.items()
+    assert isinstance(value, dict)
+    return {name: {**value, "dim": dim}}
+
+
+@st.composite
+def reordered(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One tensor, one dimension of it in another order, then all dimensions, then another shape or dtype."""
+    shape = list(draw(shapes))
+    size, op = draw(orders())
+    dim = draw(st.integers(0, len(shape) - 1))
+    shape[dim] = size
+    a = random(*shape, seed=draw(st.integers(0, 99)))
+    b = run_ops(a, [with_dim(op, dim)]) if draw(st.booleans()) else a
+    b = b.permute(draw(st.permutations(range(len(shape)))))
+    if draw(st.booleans()):
+        b = b.unsqueeze(draw(st.integers(0, len(shape))))
+    a, b = (b, a) if draw(st.booleans()) else (a, b)
+    if draw(st.booleans()):
+        wide, narrow = (torch.float32, torch.bfloat16) if draw(st.booleans()) else (torch.float16, torch.float32)
+        a, b = a.to(wide), b.to(wide).to(narrow)
+    return {"x": a.contiguous()}, {"y": b.contiguous()}
+
+
+@st.composite
+def divided(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One tensor and its parts along a dimension, all of them turned or none, some of them put in another order."""
+    shape = list(draw(st.lists(sizes, min_size=1, max_size=3)))
+    dim = draw(st.integers(0, len(shape) - 1))
+    # A vector of one element is a constant, which tells nothing.
+    lengths = draw(st.lists(st.integers(1 if len(shape) > 1 else 2, 12), min_size=2, max_size=4))
+    shape[dim] = sum(lengths)
+    whole = random(*shape, seed=draw(st.integers(0, 99)))
+    parts = list(whole.split(lengths, dim))
+    if len(shape) > 1:
+        place = draw(st.integers(0, len(parts) - 1))
+        if lengths[place] % 2 == 0:
+            parts[place] = parts[place].roll(lengths[place] // 2, dim)
+        if draw(st.booleans()):
+            order = draw(st.permutations(range(len(shape))))
+            parts = [part.permute(order) for part in parts]
+    return {"whole": whole}, {f"part.{n}": part.contiguous() for n, part in enumerate(parts)}
+
+
+@st.composite
+def stacked(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Experts stacked, of one matrix or several concatenated ones, turned or not."""
+    count, width = draw(st.integers(2, 5)), draw(st.integers(1, 3))
+    shape = draw(st.tuples(sizes, sizes))
+    parts = {f"{e}.w{n}": random(*shape, seed=100 * e + n) for e in range(count) for n in range(width)}
+    dim = draw(st.integers(0, 1))
+    groups = [torch.cat([parts[f"{e}.w{n}"] for n in range(width)], dim) for e in range(count)]
+    whole = torch.stack(groups, 0)
+    if draw(st.booleans()):
+        whole = whole.transpose(1, 2)
+    return {"whole": whole.contiguous()}, parts
+
+
+expressions = st.one_of(
+    reordered(),
+    st.tuples(st.booleans(), st.one_of(divided(), stacked())).map(lambda one: one[1] if one[0] else one[1][::-1]),
+)
+Sides = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+@given(expressions)
+def test_what_is_made_by_an_expression_is_found(sides: Sides) -> None:
+    a, b = sides
+    found = find(a, b)
+    pairs = pair_by_value(store("a", a), store("b", b)).pairs
+    assert judge(found, a, b) | set(pairs.values()) == set(b), found
+
+
+@given(expressions, st.integers(0, 10**6))
+def test_a_changed_element_is_never_covered(sides: Sides, place: int) -> None:
+    a, b = sides
+    changed = sorted(b)[place % len(b)]
+    flat = b[changed].clone().reshape(-1)
+    flat[place % len(flat)] += 64
+    b = {**b, changed: flat.reshape(b[changed].shape)}
+    found = find(a, b)
+    assert changed not in judge(found, a, b)
+    assert changed in found.open_b
+
+
+@given(expressions, st.sampled_from([0.0, 1.0, 0.5]))
+def test_constants_are_never_claimed(sides: Sides, value: float) -> None:
+    a, b = ({fqn: torch.full_like(tensor, value) for fqn, tensor in side.items()} for side in sides)
+    found = find(a, b)
+    assert not found.relations
+    assert not found.open_b
