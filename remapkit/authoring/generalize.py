@@ -124,8 +124,7 @@ def _list_cuts(relations: Sequence[Relation]) -> list[Cuts]:
     """Return the cuts that differ for these names, the plainest first."""
     sources = {fqn for relation in relations for fqn in relation.sources}
     targets = {fqn for relation in relations for fqn in relation.targets}
-    ways = [[CUTS[0], *(cut for cut in CUTS[1:] if has_numbers_inside(fqns, cut))] for fqns in (sources, targets)]
-    return [(one, other) for one in ways[0] for other in ways[1]]
+    return [(CUTS[0], CUTS[0]), *((cut, cut) for cut in CUTS[1:] if has_numbers_inside((*sources, *targets), cut))]
 
 
 def _weigh_examples(examples: Sequence[Example], relations: Sequence[Relation]) -> int:

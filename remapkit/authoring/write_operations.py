@@ -39,7 +39,7 @@ def write_operations(
     lines = [f"- id: {emit_scalar(id)}"]
     if relation.join == "concat":
         lines += _write_parts(
-            "concat", _describe_sizes(relation, equal=True), "from", "path", names.sources, relation.before
+            "concat", _describe_sizes(relation, equal=True), ("from", "path"), names.sources, relation.before
         )
     else:
         lines.append(f"  path: {quote_text(names.sources[0])}")
@@ -56,7 +56,7 @@ def write_operations(
         lines.append(f"  unstack: {_describe_count(relation, names.made, params, relation.cut == 'unstack')}")
     if relation.cut == "split":
         lines += _write_parts(
-            "split", _describe_sizes(relation, equal=False), "into", "to", names.targets, relation.after
+            "split", _describe_sizes(relation, equal=False), ("into", "to"), names.targets, relation.after
         )
     elif relation.cut == "copy":
         word = "tie" if tied and not any(relation.after) else "copy"
