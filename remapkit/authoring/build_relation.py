@@ -1,9 +1,9 @@
-"""Builds candidates for relations from rows that were found: joins, cuts, slices and copies. Nothing is read here."""
+"""Builds candidates for relations from rows that were found: operations and joins. Nothing is read here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -137,7 +137,7 @@ def _build_concat(target: Prints, dim: int, segments: Sequence[Segment], header:
     known = {segment.dims[0] for segment in segments if segment.dims}
     if len({len(part.spec.shape) for part in parts} | {len(target.spec.shape)}) == 1 and len(known) < 2:
         # The whole is turned, if it must be, not each part.
-        for join_dim in known or _list_short_dims(parts, dim):
+        for join_dim in known or list_short_dims(parts, dim):
             relation = _join_parts(target, parts, [() for _ in parts], join_dim, header)
             if relation is not None:
                 return relation
@@ -148,7 +148,7 @@ def _build_concat(target: Prints, dim: int, segments: Sequence[Segment], header:
     return _join_parts(target, [part for _, part in permuted], [ops for ops, _ in permuted], dim, header)
 
 
-def _list_short_dims(parts: Sequence[Prints], first: int) -> list[int]:
+def list_short_dims(parts: Sequence[Prints], first: int) -> list[int]:
     """Return the dimensions in which all parts have one element, beginning with `first`."""
     dims = [dim for dim in range(len(parts[0].spec.shape)) if all(part.spec.shape[dim] == 1 for part in parts)]
     return sorted(dims, key=lambda dim: dim != first)
@@ -163,7 +163,7 @@ def _join_parts(
     if order is None:
         return None
     sizes = [part.spec.shape[dim] for part in parts]
-    named = _name_by_parts(order, dim, sizes)
+    named = name_by_parts(order, dim, sizes, dim)
     if named is None:
         return None
     ops, each = named
@@ -300,8 +300,11 @@ def _orient(segment: Segment, shape: Sequence[int], dim: int) -> tuple[Ops, Prin
     return None
 
 
-def _name_by_parts(order: Order, dim: int, sizes: Sequence[int]) -> tuple[Ops, list[Ops]] | None:
-    """Return operations for the whole, and for each part where its rows have an order of their own."""
+def name_by_parts(order: Order, dim: int, sizes: Sequence[int], there: int) -> tuple[Ops, list[Ops]] | None:
+    """Return operations for the whole, and for each part where its rows have an order of their own.
+
+    `dim` is the dimension of the source along which the parts lie; `there` the dimension that it is in a part.
+    """
     whole = order.name_ops()
     none: list[Ops] = [() for _ in sizes]
     pick = order.picks.get(dim)
@@ -314,7 +317,7 @@ def _name_by_parts(order: Order, dim: int, sizes: Sequence[int]) -> tuple[Ops, l
         for size in sizes:
             rows = pick[start : start + size] - start
             inside = rows.min() >= 0 and rows.max() < size
-            each.append(name_order(rows, size, dim, len(order.source.shape)) if inside else None)
+            each.append(name_order(rows, size, there, len(order.source.shape)) if inside else None)
             start += size
         if all(one is not None for one in each):
             return ops, [one for one in each if one is not None]
@@ -329,178 +332,3 @@ class _Casts:
         self.are_equal = len({header[fqn].dtype for fqn in sources}) == 1
         self.of_whole: Ops = each[0] if self.are_equal else ()
         self.of_parts: list[Ops] = [() for _ in sources] if self.are_equal else each
-
-
-# -------------------------------------------------------------------------------------------------- one to several
-
-
-def build_cut(source: Prints, selections: Sequence[Selection], header: StateDictSpec) -> Relation | None:
-    """Return the relation for all targets that come from one source: a move, a cut, or copies with operations."""
-    builders: tuple[Callable[[Prints, Sequence[Selection]], Relation | None], ...] = (
-        _build_unstack,
-        _build_split,
-        _build_copies,
-    )
-    for build in builders:
-        relation = build(source, selections)
-        if relation is not None:
-            dtype = selections[0].target.spec.dtype
-            cast: Ops = () if header[source.fqn].dtype == dtype else ({"cast": dtype},)
-            return (
-                replace(relation, ops=(*cast, *relation.ops))
-                if relation.cut
-                else replace(relation, ops=(*relation.ops, *cast))
-            )
-    return None
-
-
-def _build_copies(source: Prints, selections: Sequence[Selection]) -> Relation | None:
-    each: list[Ops] = []
-    for selection in selections:
-        if selection.segment is None:
-            ops = describe_whole(source, selection.target)
-        else:
-            ops = describe_slice(selection)
-        if ops is None:
-            return None
-        each.append(ops)
-    targets = tuple(selection.target.fqn for selection in selections)
-    if len(each) == 1:
-        return Relation((source.fqn,), targets, ops=each[0])
-    if len(set(map(str, each))) == 1:
-        return Relation((source.fqn,), targets, cut="copy", ops=each[0])
-    return Relation((source.fqn,), targets, cut="copy", after=tuple(each))
-
-
-def _build_split(source: Prints, selections: Sequence[Selection]) -> Relation | None:
-    """Return a split if the targets have each row of one dimension once."""
-    segments = [selection.segment for selection in selections]
-    views = {segment.dims for segment in segments if segment is not None}
-    if None in segments or len(selections) < 2 or len(views) > 1 or len(next(iter(views))) != 1:
-        return None
-    ((dim,),) = views
-    rows = {id(one): one.segment.indices for one in selections if one.segment is not None}
-    taken = np.concatenate(list(rows.values()))
-    if len(taken) != source.spec.shape[dim] or len(set(taken.tolist())) != len(taken):
-        return None
-    in_order = sorted(selections, key=lambda one: int(rows[id(one)].min()))
-    blocks = [int(rows[id(one)].max()) - int(rows[id(one)].min()) + 1 == len(rows[id(one)]) for one in selections]
-    if not all(blocks):
-        in_order = sorted(selections, key=lambda one: int(rows[id(one)][0]))
-    places = {selection.dims for selection in selections if selection.dims}
-    ranks = {len(selection.target.spec.shape) for selection in selections}
-    if ranks != {len(source.spec.shape)}:
-        return _split_reshaped(source, in_order, dim, [len(rows[id(one)]) for one in in_order])
-    if len(places) > 1:
-        return None
-    targets = [one.target for one in in_order]
-    for cut_dim in [place[0] for place in places] or _list_short_dims(targets, dim):
-        relation = _finish_split(source, in_order, targets, cut_dim, [() for _ in in_order])
-        if relation is not None:
-            return relation
-    return None
-
-
-def _split_reshaped(
-    source: Prints, selections: Sequence[Selection], dim: int, sizes: Sequence[int]
-) -> Relation | None:
-    """Split in the form of the source, then take away or add dimensions of size 1 in each target."""
-    parts: list[Prints] = []
-    after: list[Ops] = []
-    for selection, size in zip(selections, sizes, strict=True):
-        shape = list(source.spec.shape)
-        shape[dim] = size
-        old = selection.target.spec.shape
-        long, theirs = list_long_dims(shape), list_long_dims(old)
-        if [shape[one] for one in long] != [old[one] for one in theirs]:
-            return None
-        views: dict[Dims, Array] = {(): selection.target.views[()]}
-        views.update({(one,): selection.target.views[(new,)] for one, new in zip(long, theirs, strict=True)})
-        parts.append(Prints(selection.target.fqn, TensorSpec(selection.target.spec.dtype, tuple(shape)), views))
-        after.append(fit_shape(shape, old))
-    return _finish_split(source, selections, parts, dim, after)
-
-
-def _finish_split(
-    source: Prints, selections: Sequence[Selection], parts: Sequence[Prints], dim: int, after: Sequence[Ops]
-) -> Relation | None:
-    shapes = [[*part.spec.shape[:dim], *part.spec.shape[dim + 1 :]] for part in parts]
-    if any(shape != shapes[0] for shape in shapes):
-        return None
-    order = find_order(source, join_prints([parts], dim, None))
-    if order is None:
-        return None
-    sizes = [part.spec.shape[dim] for part in parts]
-    ours = order.dims[list_long_dims(order.target.shape).index(dim)]
-    named = _name_by_parts(order, ours, sizes)
-    if named is None:
-        return None
-    ops, each = named
-    if any(each) and ours != dim:
-        return None
-    each = [(*own, *more) for own, more in zip(each, after, strict=True)]
-    return Relation(
-        (source.fqn,),
-        tuple(selection.target.fqn for selection in selections),
-        cut="split",
-        dim=dim,
-        sizes=() if len(set(sizes)) == 1 else tuple(sizes),
-        ops=ops,
-        after=tuple(each) if any(each) else (),
-    )
-
-
-def _build_unstack(source: Prints, selections: Sequence[Selection]) -> Relation | None:
-    """Return an unstack, with a split of each element if several targets have its rows."""
-    segments = [selection.segment for selection in selections]
-    views = {segment.dims for segment in segments if segment is not None}
-    if None in segments or len(views) != 1:
-        return None
-    (dims,) = views
-    if len(dims) == 1:
-        if any(selection.dims for selection in selections):
-            return None
-        rank = len(selections[0].target.spec.shape)
-        return _finish_unstack(source, selections, dims[0], 0, 1) if rank == len(source.spec.shape) - 1 else None
-    if len(dims) != 2 or any(len(selection.dims) > 1 for selection in selections):
-        return None
-    places = {selection.dims for selection in selections}
-    if len(places) != 1 or () in places:
-        return None
-    rows = source.spec.shape[dims[1]]
-    count = source.spec.shape[dims[0]]
-    if len(selections) % count or len(selections) == count:
-        return None
-    return _finish_unstack(source, selections, dims[0], next(iter(places))[0], rows)
-
-
-def _finish_unstack(
-    source: Prints, selections: Sequence[Selection], stacked: int, dim: int, rows: int
-) -> Relation | None:
-    count = source.spec.shape[stacked]
-    firsts = {id(one): int(one.segment.indices.min()) for one in selections if one.segment is not None}
-    in_order = sorted(selections, key=lambda one: firsts[id(one)])
-    width, rest = divmod(len(selections), count)
-    numbers = [firsts[id(one)] // rows for one in in_order]
-    if rest or not width or numbers != [n // width for n in range(len(selections))]:
-        return None
-    groups = [[one.target for one in in_order[at : at + width]] for at in range(0, len(in_order), width)]
-    shapes = [[target.spec.shape for target in group] for group in groups]
-    if any(shape != shapes[0] for shape in shapes):
-        return None
-    targets = tuple(one.target.fqn for one in in_order)
-    sizes = [target.spec.shape[dim] for target in groups[0]] if width > 1 else []
-    for stack_dim in dict.fromkeys((stacked, 0)):
-        if stack_dim > len(groups[0][0].spec.shape):
-            continue
-        order = find_order(source, join_prints(groups, dim, stack_dim))
-        ops = order.name_ops() if order is not None else None
-        if ops is None:
-            continue
-        if width == 1:
-            return Relation((source.fqn,), targets, cut="unstack", dim=stack_dim, ops=ops)
-        unequal = tuple(sizes) if len(set(sizes)) > 1 else ()
-        return Relation(
-            (source.fqn,), targets, cut="split", dim=dim, sizes=unequal, ops=ops, count=count, count_dim=stack_dim
-        )
-    return None

@@ -204,11 +204,10 @@ def _find_ones(long: Sequence[int], short: Sequence[int]) -> list[int]:
     ones: list[int] = []
     rest = list(short)
     for dim, size in enumerate(long):
-        if rest and rest[0] == size and (size != 1 or math.prod(rest) == math.prod(long[dim:])):
-            # A 1 that both have is kept while as many are left as are wanted.
-            if size != 1 or long[dim:].count(1) <= rest.count(1):
-                rest.pop(0)
-                continue
+        # A 1 that both have is kept while as many are left as are wanted.
+        if rest and rest[0] == size and (size != 1 or list(long[dim:]).count(1) <= rest.count(1)):
+            rest.pop(0)
+            continue
         if size != 1:
             return []
         ones.append(dim)

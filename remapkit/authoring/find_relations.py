@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from remapkit.authoring.build_relation import Segment, Selection, build_cut, build_join
+from remapkit.authoring.build_cut import build_cut
+from remapkit.authoring.build_relation import Segment, Selection, build_join
 from remapkit.authoring.find_rows import RowIndex, Rows
 from remapkit.authoring.find_siblings import propose_siblings
 from remapkit.authoring.fingerprint import Prints, take_prints
@@ -32,8 +34,8 @@ SPENT = "the search was stopped: it took too many steps"
 class Found:
     """The relations, and what is left: keys of B and of A, each with the reason.
 
-    `undetermined` are keys of B whose values are in A, but at several places or by chance, so that nothing tells which
-    is meant. A relation of a key that is paired has that pair's target among its own.
+    `undetermined` are keys of B whose values are in A, but at several places or by chance, so that nothing tells
+    which is meant. A relation of a key that is paired has that pair's target among its own.
     """
 
     relations: tuple[Relation, ...]
@@ -53,8 +55,9 @@ def find_relations(
 ) -> Found:
     """Find how the keys `only_b` follow from A; `paired` are keys whose bytes are equal.
 
-    Other keys of A than `only_a` may be sources too: those with equal bytes under several keys, and paired ones, whose
-    relation then has several targets. `limit` is the number of steps, by default in proportion to the keys.
+    Other keys of A than `only_a` may be sources too: those with equal bytes under several keys, and paired ones,
+    whose relation then has several targets. A relation with `by` may have targets beside `only_b`, whose bytes occur
+    under several keys. `limit` is the number of steps, by default in proportion to the keys.
 
     Raises `UnreadableCheckpoint` if data is missing.
     """
@@ -150,10 +153,7 @@ class _Search:
         """Accept the relation of all targets of a source, or one for its first targets if that is all there is."""
         if source.fqn in self._paired:
             (other,) = take_prints(self._b, self._paired[source.fqn]).values()
-            if other.spec.dtype == source.spec.dtype:
-                selections = [Selection(other), *selections]
-            else:
-                selections = []
+            selections = [Selection(other), *selections] if other.spec.dtype == source.spec.dtype else []
         if not selections:
             return
         relation = build_cut(source, selections, self._a.header())
@@ -273,4 +273,4 @@ def _list_segments(index: RowIndex, rows: Rows) -> list[Segment] | None:
 def _list_spans(rows: Rows) -> Iterator[tuple[int, int]]:
     changes = (rows.places[1:] != rows.places[:-1]).nonzero()[0] + 1
     ends = [0, *changes.tolist(), len(rows.places)]
-    return zip(ends, ends[1:], strict=False)
+    return pairwise(ends)

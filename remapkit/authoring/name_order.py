@@ -23,7 +23,7 @@ LONGEST_INDEX = 64
 
 
 def name_order(order: Array, size: int, dim: int, rank: int) -> tuple[OpText, ...] | None:
-    """Return the operations for an order of some or all of the `size` elements of a dimension, None if there are none.
+    """Return the operations for an order of some or all of the `size` elements of a dimension, None without any.
 
     >>> name_order(np.array([2, 3, 0, 1]), 4, 0, 2)
     ({'flip_halves': {'dim': 0}},)

@@ -1,4 +1,4 @@
-"""An interpreter of relations in torch, written from the documentation alone: the oracle of what the finder claims."""
+"""An interpreter of relations in torch, from the documentation alone: an oracle of what the finder claims."""
 
 from __future__ import annotations
 

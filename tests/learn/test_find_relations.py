@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
+import pytest
 import torch
 from exam import Memory
 from hypothesis import given
@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from run_relation import run_ops, run_relation
 from torch import Tensor
 
+import remapkit
 from remapkit.authoring.find_relations import Found, find_relations
+from remapkit.authoring.find_siblings import BY_WEIGHT
 from remapkit.authoring.pair_by_value import pair_by_value
 from remapkit.authoring.relation import OpText
+from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.from_torch import header_of
-
-PACKS = Path(__file__).parents[2] / "rules"
 
 
 class Stored(Memory):
@@ -177,3 +178,118 @@ def test_constants_are_never_claimed(sides: Sides, value: float) -> None:
     found = find(a, b)
     assert not found.relations
     assert not found.open_b
+
+
+# ------------------------------------------------------------------------------------------------ the packs' layouts
+
+PARAMS = {"llama_hf": 256, "llama_meta": 256, "flux_bfl": 192, "flux_diffusers": 192}
+LAYOUTS = (
+    *("flux_bfl", "flux_diffusers", "llama_hf", "llama_meta", "mixtral_fused", "mixtral_per_expert"),
+    *("gpt2_hf", "gpt2_nanogpt", "vit_hf", "vit_timm", "wan21_dit", "wan21_dit_diffusers"),
+    *("wan21_vae", "wan21_vae_diffusers", "wan22_pth", "wan22_diffusers"),
+)
+
+
+def make_sides(name: str, fill: Callable[[tuple[int, ...], int], Tensor]) -> Sides:
+    """The first two blocks of a layout at a sixteenth of its sizes, and what its pack makes of them."""
+    hidden = PARAMS.get(name)
+    rules = remapkit.load(name, params=None if hidden is None else {"hidden": hidden})
+    keys = read_declared_source(rules.file)
+    assert keys is not None
+    a = {}
+    for fqn, spec in keys.items():
+        number = next((int(part) for part in fqn.split(".") if part.isdigit()), 0)
+        if number < 2 or name.endswith(("_vae", "_vae_diffusers")):
+            shape = tuple(size // 16 if size >= 64 else size for size in spec.shape)
+            a[fqn] = fill(shape, len(a))
+    return a, {fqn: tensor.contiguous() for fqn, tensor in rules(a).items()}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_target_of_a_layout_is_found(name: str) -> None:
+    a, b = make_sides(name, lambda shape, n: random(*shape, seed=n))
+    pairs = pair_by_value(store("a", a), store("b", b)).pairs
+    found = find(a, b)
+    assert judge(found, a, b) | set(pairs.values()) == set(b)
+    assert not any(relation.by for relation in found.relations)
+
+
+@pytest.mark.parametrize("name", ["flux_bfl", "flux_diffusers", "vit_hf", "vit_timm"])
+def test_biases_of_zeros_go_with_their_weights_and_it_is_said(name: str) -> None:
+    a, b = make_sides(name, lambda shape, n: random(*shape, seed=n) if len(shape) > 1 else torch.zeros(shape))
+    found = find(a, b)
+    judge(found, a, b)
+    joined = {fqn for relation in found.relations if not relation.by for fqn in relation.targets}
+    by_weight = {fqn for relation in found.relations if relation.by == BY_WEIGHT for fqn in relation.targets}
+    assert by_weight == {fqn.removesuffix("weight") + "bias" for fqn in joined}
+
+
+@pytest.mark.parametrize("name", ["llama_hf", "mixtral_per_expert", "vit_timm"])
+def test_half_precision_is_found_too(name: str) -> None:
+    a, b = make_sides(name, lambda shape, n: random(*shape, seed=n).bfloat16())
+    pairs = pair_by_value(store("a", a), store("b", b)).pairs
+    assert judge(find(a, b), a, b) | set(pairs.values()) == set(b)
+
+
+# --------------------------------------------------------------------------------------------------- single cases
+
+
+def test_a_norm_that_stores_its_difference_to_one() -> None:
+    a, b = {"norm": random(8), "back": random(8, seed=1)}, {}
+    b = {"n": a["norm"] + 1, "m": a["back"] - 1}
+    found = find(a, b)
+    assert judge(found, a, b) == {"n", "m"}
+    assert [relation.ops for relation in found.relations] == [({"add": 1},), ({"add": -1},)]
+
+
+def test_a_convolution_becomes_a_matrix() -> None:
+    a = {"patch": random(6, 3, 2, 4), "turned": random(6, 3, 2, 4, seed=1)}
+    b = {"p": a["patch"].reshape(6, 24), "t": a["turned"].permute(0, 2, 3, 1).reshape(6, 24)}
+    for one, other in ((a, b), (b, a)):
+        assert judge(find(one, other), one, other) == set(other)
+
+
+def test_a_paired_key_with_another_target_becomes_a_copy() -> None:
+    a = {"embed": random(4, 5)}
+    b = {"embed": a["embed"], "head": a["embed"].T.contiguous()}
+    found = find(a, b)
+    assert judge(found, a, b) == {"embed", "head"}
+    assert found.relations[0].cut == "copy"
+
+
+def test_two_halves_without_what_lies_between_become_slices() -> None:
+    a = {"x": random(10, 4)}
+    b = {"low": a["x"][:3].clone(), "high": a["x"][5:9].T.contiguous()}
+    assert judge(find(a, b), a, b) == {"low", "high"}
+
+
+def test_equal_parts_are_undetermined() -> None:
+    twin = random(3, 4)
+    a = {"q": twin, "k": twin.clone(), "v": random(3, 4, seed=1)}
+    found = find(a, {"turned": twin.T.contiguous()})
+    assert not found.relations
+    assert found.undetermined == {"turned": "q and k have the same values"}
+
+
+def test_a_long_list_of_indices_is_refused() -> None:
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    found = find({"x": random(100, 4)}, {"y": random(100, 4)[order]})
+    assert not found.relations
+    assert "no operation for" in found.open_b["y"]
+
+
+def test_the_number_of_steps_is_bounded() -> None:
+    a = {f"x.{n}": random(3, 4, seed=n) for n in range(20)}
+    b = {f"y.{n}": random(3, 4, seed=n).T.contiguous() for n in range(20)}
+    found = find(a, b, limit=10)
+    assert found.steps <= 50
+    assert "too many steps" in found.open_b["y.19"]
+    assert judge(find(a, b), a, b) == set(b)
+
+
+def test_the_steps_grow_with_the_keys_not_with_their_pairs() -> None:
+    def count(number: int) -> int:
+        a = {f"x.{n}": random(3, 4, seed=n) for n in range(number)}
+        return find(a, {f"y.{n}": tensor.T.contiguous() for n, tensor in enumerate(a.values())}).steps
+
+    assert count(40) == 2 * count(20)
