@@ -110,7 +110,7 @@ def learn(
         sources = list_files_read(arguments, *readers, but=("output",))
         pairing = _pair_readers(*readers) if pairs is None else _read_pairs(pairs, source, target)
         source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
-        where = (None, None)
+        where: tuple[str | None, str | None] = (None, None)
         if output is not None:
             where = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
         relations, replay = _find_operations(*readers, pairing) if pairs is None else ((), None)
@@ -188,9 +188,11 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         if pairs:
             title = f"{count_noun(len(pairs), 'pair')} cannot be decided by value; paired because {by.value}"
             found.append(Diagnostic("RK628", title, notes=(list_names(pairs),), severity=Severity.NOTE))
-    for by in dict.fromkeys(each.by for each in learned.relations if each.by):
-        targets = [fqn for each in learned.relations if each.by == by for fqn in each.targets]
-        title = f"{count_noun(len(targets), 'key')} of B cannot be decided by value; operations chosen because {by}"
+    for reason in dict.fromkeys(each.by for each in learned.relations if each.by):
+        targets = [fqn for each in learned.relations if each.by == reason for fqn in each.targets]
+        title = (
+            f"{count_noun(len(targets), 'key')} of B cannot be decided by value; operations chosen because {reason}"
+        )
         found.append(Diagnostic("RK628", title, notes=(list_names(targets),), severity=Severity.NOTE))
     if learned.undecided:
         title = f"{count_noun(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"

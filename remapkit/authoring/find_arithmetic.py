@@ -11,6 +11,8 @@ _FOLDS = range(2, 65)
 """The strides that are tried where a number is not a line through the first two values."""
 _LARGEST = 1000
 """Arithmetic is enumerated when a rule is compiled: larger indices are only copied or looked up."""
+_ENOUGH = 3
+"""The fewest different indices that show more than a shift."""
 
 Row = Sequence[int]
 Expression = tuple[tuple[int, ...], str, Callable[[Row], int]]
@@ -58,7 +60,8 @@ def _list_lines(place: int, values: Sequence[int], wanted: Sequence[int]) -> Ite
         return
     slope, rest = divmod(second[1] - pairs[0][1], second[0] - pairs[0][0])
     offset = pairs[0][1] - slope * pairs[0][0]
-    if rest or not slope:
+    # Through two points there is always a line: anything but a shift needs a third to speak for it.
+    if rest or not slope or (slope != 1 and len(set(values)) < _ENOUGH):
         return
     if slope < 0:
         factor = "{0}" if slope == -1 else f"{{0}}*{-slope}"
@@ -82,6 +85,8 @@ def _list_sums(
 
 
 def _list_folds(place: int, values: Sequence[int], wanted: Sequence[int]) -> Iterator[Expression]:
+    if len(set(values)) < _ENOUGH:
+        return
     for stride in (stride for stride in _FOLDS if stride <= max(values)):
         for offset in sorted(range(1 - stride, stride), key=lambda offset: (abs(offset), offset)):
             if min(values) + offset < 0:

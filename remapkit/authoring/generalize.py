@@ -361,16 +361,20 @@ def _find_arithmetic(
     return None if found is None else ComputedSegment(*found)
 
 
+def _get_word(item: SegmentItem) -> str:
+    return item.word if isinstance(item, Fixed) else ""
+
+
 def _join_tables(items: Sequence[SegmentItem]) -> Iterator[SegmentItem]:
     """Join neighbouring lookups of one segment into one table: `norm1 -> residual.0`."""
     pending: LookedUp | None = None
     glue = ""
     for place, item in enumerate(items):
         following = items[place + 1] if place + 1 < len(items) else None
-        if pending is not None and isinstance(item, Fixed) and item.word.startswith(GLUE):
-            if isinstance(following, LookedUp) and following.place == pending.place:
-                glue = item.word
-                continue
+        is_glue = pending is not None and isinstance(item, Fixed) and item.word.startswith(GLUE)
+        if is_glue and isinstance(following, LookedUp) and pending and following.place == pending.place:
+            glue = _get_word(item)
+            continue
         if isinstance(item, LookedUp) and pending is not None and item.place == pending.place:
             values = dict(item.entries)
             between = glue[len(GLUE) :] if glue else "."

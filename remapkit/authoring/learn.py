@@ -49,8 +49,8 @@ class Learned:
 
     Every key of A is in one of `pairs`, `undecided`, `only_a` and `unsaid`; every key of B is the target of a pair,
     or in one of `open_b` and `only_b`. `settled` are the pairs that values alone leave open (constants, and bytes of
-    several keys), with the evidence for them. `relations` are the targets that follow by operations: their keys are in
-    no other field. `undecided` are keys of A that nothing decides, with the free keys of
+    several keys), with the evidence for them. `relations` are the targets that follow by operations: their
+    keys are in no other field. `undecided` are keys of A that nothing decides, with the free keys of
     B that have the same bytes; `open_b` are keys of B that have an equal tensor in A, but that no rule produces;
     `only_a` and `only_b` have no equal tensor on the other side; `unsaid` are pairs that no rule can express.
     """

@@ -31,7 +31,8 @@ def write_operations(
     """Return the lines of a rule, not indented; `params` are written by name where an operation has their value.
 
     >>> relation = Relation(("q", "k"), ("qk",), "concat")
-    >>> print("\\n".join(write_operations("qk", Names(["q.{n:int}", "k.{n:int}"], ["qk.{n}"]), relation, {}, tied=False)))
+    >>> names = Names(["q.{n:int}", "k.{n:int}"], ["qk.{n}"])
+    >>> print("\\n".join(write_operations("qk", names, relation, {}, tied=False)))
     - id: qk
       concat: {dim: 0, sizes: equal, from: ['q.{n:int}', 'k.{n:int}']}
       to: 'qk.{n}'
