@@ -10,8 +10,12 @@ from pathlib import Path
 from remapkit.api.inputs import Side, list_files_read, open_sides
 from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
+from remapkit.authoring.find_relations import find_relations
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
+from remapkit.authoring.relation import Relation
 from remapkit.authoring.settle import By
+from remapkit.authoring.verify_relation import _has_equal_bytes
+from remapkit.compute.move_bytes import read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
@@ -20,6 +24,7 @@ from remapkit.files.text import write_texts
 from remapkit.formats import Reader
 from remapkit.formats.manifest import manifest_json
 from remapkit.formats.options import make_read_options
+from remapkit.plans.moves import Move
 from remapkit.registry.installed import read_user_json
 from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec
@@ -40,8 +45,9 @@ class LearnReport:
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def __str__(self) -> str:
-        pairs = len(self.learned.pairs)
-        return f"rules that map {pairs} of {len(self.source)} keys to {pairs} of {len(self.target)}"
+        read = len(self.learned.pairs) + len({fqn for each in self.learned.relations for fqn in each.sources})
+        made = len(self.learned.pairs) + sum(len(each.targets) for each in self.learned.relations)
+        return f"rules that map {read} of {len(self.source)} keys to {made} of {len(self.target)}"
 
     @property
     def text(self) -> str:
@@ -104,12 +110,15 @@ def learn(
         source, target = (reader.header() for reader in readers)
         sources = list_files_read(arguments, *readers, but=("output",))
         pairing = _pair_readers(*readers) if pairs is None else _read_pairs(pairs, source, target)
-    source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
-    where = () if output is None else (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
-    learned = authoring.learn(name, source, target, pairing, *where)
+        source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
+        where: tuple[str | None, str | None] = (None, None)
+        if output is not None:
+            where = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
+        relations, replay = _find_operations(*readers, pairing) if pairs is None else ((), None)
+        learned = authoring.learn(name, source, target, pairing, *where, relations, replay)
     if output is not None:
         manifests = zip(where, (source, target), strict=True)
-        texts = {output.parent / file: manifest_json(header) for file, header in manifests}
+        texts = {output.parent / str(file): manifest_json(header) for file, header in manifests}
         write_texts({**texts, output: learned.text}, force=force, sources=sources, folders=[output.parent / "keys"])
     diagnostics = tuple(_report_leftovers(learned, source, target))
     log_diagnostics(diagnostics)
@@ -123,6 +132,20 @@ def _pair_readers(a: Reader, b: Reader) -> Pairing:
             help = ("pass the checkpoint itself, or known pairs as a JSON object: --pairs FILE",)
             raise UsageError(Diagnostic("RK626", title, help=help))
     return pair_by_value(a, b)
+
+
+def _find_operations(a: Reader, b: Reader, pairing: Pairing) -> tuple[Sequence[Relation], authoring.Replay]:
+    """Return the operations that values show, and a replay that runs each move once."""
+    found = find_relations(a, b, pairing.only_a, pairing.only_b, pairing.pairs)
+    known: dict[tuple[object, ...], bool] = {}
+
+    def replay(move: Move) -> bool:
+        key = (move.sources, move.target, repr(move.ops))
+        if key not in known:
+            known[key] = _has_equal_bytes(read_target_chunks(move, a), b.chunks(move.target))
+        return known[key]
+
+    return found.relations, replay
 
 
 def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, target: StateDictSpec) -> Pairing:
@@ -166,6 +189,12 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         if pairs:
             title = f"{count_noun(len(pairs), 'pair')} cannot be decided by value; paired because {by.value}"
             found.append(Diagnostic("RK628", title, notes=(list_names(pairs),), severity=Severity.NOTE))
+    for reason in dict.fromkeys(each.by for each in learned.relations if each.by):
+        targets = [fqn for each in learned.relations if each.by == reason for fqn in each.targets]
+        title = (
+            f"{count_noun(len(targets), 'key')} of B cannot be decided by value; operations chosen because {reason}"
+        )
+        found.append(Diagnostic("RK628", title, notes=(list_names(targets),), severity=Severity.NOTE))
     if learned.undecided:
         title = f"{count_noun(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from remapkit.authoring.fold_relation import is_rename
 from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem
 from remapkit.authoring.new import name_captures, write_bound
+from remapkit.authoring.relation import Relation
+from remapkit.authoring.split_keys import COUNTED, GLUE, MARK, join_words, list_sections, split_key
+from remapkit.authoring.write_operations import Names, find_params, write_operations
 from remapkit.authoring.write_rules import PatternText, write_rule, write_table, write_test
-from remapkit.diagnostics.wording import count_noun
+from remapkit.diagnostics.wording import count_noun, escape_line
+from remapkit.diagnostics.wording import join_words as list_words
 from remapkit.patterns.literals import literal_text
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.names import choose_name
+from remapkit.rulefile.yaml.emit import emit_entry
 from remapkit.tensors.families import is_canonical_integer
 
 
@@ -42,12 +50,20 @@ class Draft:
     ids: Mapping[str, int]
 
 
-def write_draft(parts: Sequence[DraftRule], head: Sequence[str]) -> Draft:
+def write_draft(parts: Sequence[DraftRule], head: Sequence[str], notes: Notes | None = None) -> Draft:
     """Write the rule file of these draft rules, after the lines of `head`."""
-    rules, tables = _make_rules(parts)
+    rules, tables = _make_rules(parts, notes or Notes())
     lines = [*((line, -1) for line in head), *_write_lines(rules, tables)]
     text = "".join(f"{line}\n" for line, _ in lines)
     return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in rules})
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What the rules are written with besides the examples: the evidence for keys, and names that B only records."""
+
+    settled: Mapping[str, str] = field(default_factory=dict)
+    tied: Collection[str] = ()
 
 
 _Tables = dict[str, tuple[tuple[str, str], ...]]
@@ -55,74 +71,182 @@ _Tables = dict[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One rule of the text; `part` is the number of its draft rule, `to` is None under `keep:`."""
+    """One rule of the text; `part` is the number of its draft rule, `to` is None under `keep:`.
+
+    With `names` it is a rule with operations, those of `relation`.
+    """
 
     id: str
     part: int
     pattern: PatternText
     to: str | None
-    test: tuple[str, str]
-    count: int = 1
+    test: tuple[str, Sequence[str]]
+    seen: str = ""
+    names: Names | None = None
+    relation: Relation | None = None
+    tied: bool = False
 
 
-def _make_rules(parts: Sequence[DraftRule]) -> tuple[list[_Rule], _Tables]:
+def _make_rules(parts: Sequence[DraftRule], notes: Notes) -> tuple[list[_Rule], _Tables]:
     tables: _Tables = {}
     ids: set[str] = set()
     rules: list[_Rule] = []
     keeps = 0
     for number, part in enumerate(parts):
-        if part.how is How.LITERAL or any("" in words for words in part.example.words):
+        example = part.example
+        is_move = is_rename(example.relations[0])
+        if is_move and (part.how is How.LITERAL or any("" in words for words in example.words)):
             # A path has no empty segments: such a key is written as a regular expression.
-            rules += [_make_literal_rule(pair, number, ids) for pair in part.example.pairs]
+            rules += [_make_literal_rule(each, number, ids, notes) for each in example.relations]
             continue
-        rule = _make_rule(part, number, ids, tables)
-        if part.example.is_identity:
+        rule = _make_rule(part, number, ids, tables, notes)
+        if example.is_identity:
             rule = replace(rule, id=f"keep[{keeps}]", to=None)
             keeps += 1
         rules.append(rule)
     return rules, tables
 
 
-def _make_literal_rule(pair: tuple[str, str], number: int, ids: set[str]) -> _Rule:
-    pattern = PatternText(unparse(literal(pair[0])), "match")
-    return _Rule(choose_name(pair[0], ids, "-"), number, pattern, literal_text(pair[1]), pair)
+def _make_literal_rule(relation: Relation, number: int, ids: set[str], notes: Notes) -> _Rule:
+    fqn, other = relation.sources[0], relation.targets[0]
+    pattern = PatternText(unparse(literal(fqn)), "match")
+    seen = _describe_relations((relation,), notes)
+    return _Rule(choose_name(fqn, ids, "-"), number, pattern, literal_text(other), (fqn, [other]), seen)
 
 
-def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables) -> _Rule:
+def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables, notes: Notes) -> _Rule:
     example = part.example
-    names = [name for name, _ in name_captures(example.words)]
-    bounded = example.computed_places
+    relation = example.relations[0]
+    sections = [example.items[start:end] for start, end in list_sections(_list_marks(example.items))]
+    names, joined, made = _name_places(example, sections)
     table_of = {
         item.place: _name_table(names[item.place], item.entries, tables)
         for item in reversed(example.items)
         if isinstance(item, LookedUp)
     }
-    segments, where = [], {}
-    for place, (name, words) in enumerate(zip(names, example.words, strict=True)):
-        bound = _choose_bound(words, free=part.how is How.FREE and place not in bounded)
-        if not name:
-            segments.append(literal_text(words[0]))
-        elif place in table_of:
-            segments.append(f"{{{name}:{table_of[place]}}}")
-        elif bound is not None:
-            segments.append(f"{{{name}:{bound}}}")
+    captures, where = _write_captures(part, names, table_of)
+    source = _join_texts(
+        (words[0], captures.get(place) or _write_word(words[0], joined, pattern=True))
+        for place, words in enumerate(example.words)
+    )
+    targets = _count_targets(relation, len(sections))
+    written = [
+        _join_texts((_get_word(item), _write_pattern_item(item, captures, joined)) for item in section)
+        for section in sections[:-targets]
+    ]
+    tos = [
+        _join_texts((_get_word(item), _write_target_item(item, names, tables, made)) for item in section)
+        for section in sections[-targets:]
+    ]
+    shared = [words[0] for words in example.words if len(words) == 1 and re.search("[^0-9]", words[0])]
+    id = choose_name(".".join(word for word in shared if not word.startswith(MARK)) or "all", ids, "-")
+    test = (relation.sources[0], _list_test_targets(relation, tos, made))
+    tied = any(fqn in notes.tied for each in example.relations for fqn in each.targets)
+    rule = _Rule(
+        id, number, PatternText(source, where=where), tos[0], test, describe_seen(part, names, notes), tied=tied
+    )
+    if is_rename(relation):
+        return rule
+    return replace(rule, names=Names([source, *written], tos, joined, made, where), relation=relation)
+
+
+def _count_targets(relation: Relation, sections: int) -> int:
+    if relation.cut in ("split", "copy"):
+        return len(relation.targets) // (relation.count or 1) if relation.cut == "split" else len(relation.targets)
+    return 1
+
+
+def _list_marks(items: Sequence[SegmentItem]) -> list[str]:
+    return [item.word if isinstance(item, Fixed) else "" for item in items]
+
+
+def _get_word(item: SegmentItem) -> str:
+    return item.word if isinstance(item, Fixed) else ""
+
+
+def _join_texts(pairs: Iterator[tuple[str, str]]) -> str:
+    """Join written words; those between two words of one segment come without dots."""
+    written, dot = "", ""
+    for word, text in pairs:
+        if word.startswith(GLUE):
+            written, dot = written + literal_text(word[len(GLUE) :]), ""
         else:
-            segments.append(f"{{{name}}}")
+            written, dot = f"{written}{dot}{text}", "."
+    return written
+
+
+def _name_places(example: Example, sections: Sequence[Sequence[SegmentItem]]) -> tuple[dict[int, str], str, str]:
+    """Return the names of the captures by place, and of the indices that `stack` and `unstack` count."""
+    places = [place for place, words in enumerate(example.words) if not words[0].startswith(GLUE)]
+    columns = [("0", "1") if words[0].startswith(COUNTED) else words for words in (example.words[p] for p in places)]
+    names = {place: name for place, (name, _) in zip(places, name_captures(columns), strict=True)}
+    joined = next((names.pop(place) for place in places if example.words[place][0].startswith(COUNTED)), "")
+    target = next(
+        (each for each in sections[::-1] if any(_get_word(item).startswith(COUNTED) for item in each)), None
+    )
+    if target is None or example.relations[0].cut not in ("unstack", "split"):
+        return names, joined, ""
+    words = [_get_word(item) for item in target if not _get_word(item).startswith(GLUE)]
+    columns = [("0", "1") if word.startswith(COUNTED) else (word or "x",) for word in words]
+    place = next(place for place, word in enumerate(words) if word.startswith(COUNTED))
+    taken = {name for name in names.values() if name}
+    return names, joined, choose_name(name_captures(columns)[place][0], taken)
+
+
+def _write_captures(
+    part: DraftRule, names: Mapping[int, str], table_of: Mapping[int, str]
+) -> tuple[dict[int, str], dict[str, Sequence[str]]]:
+    captures: dict[int, str] = {}
+    where: dict[str, Sequence[str]] = {}
+    for place, name in names.items():
+        words = part.example.words[place]
+        bound = _choose_bound(words, free=part.how is How.FREE and place not in part.example.computed_places)
+        if name and place in table_of:
+            captures[place] = f"{{{name}:{table_of[place]}}}"
+        elif name and bound is not None:
+            captures[place] = f"{{{name}:{bound}}}"
+        elif name:
+            captures[place] = f"{{{name}}}"
             where[name] = words
-    to = ".".join(_write_target_segment(item, names, tables) for item in example.items)
-    shared = [words[0] for words in example.words if len(words) == 1 and not is_canonical_integer(words[0])]
-    id = choose_name(".".join(shared) or "all", ids, "-")
-    pattern = PatternText(".".join(segments), where=where)
-    return _Rule(id, number, pattern, to, example.pairs[0], len(example.pairs))
+    return captures, where
+
+
+def _write_word(word: str, counted: str, *, pattern: bool = False) -> str:
+    if not word.startswith(COUNTED):
+        return literal_text(word)
+    return f"{{{counted}:int}}" if pattern else "{" + word[len(COUNTED) :].format(counted) + "}"
+
+
+def _write_pattern_item(item: SegmentItem, captures: Mapping[int, str], joined: str) -> str:
+    if isinstance(item, Copied):
+        return captures[item.place]
+    assert isinstance(item, Fixed)
+    return _write_word(item.word, joined, pattern=True)
+
+
+def _list_test_targets(relation: Relation, tos: Sequence[str], made: str) -> list[str]:
+    """Return the targets of a test: with the index that is made in braces, if there is one."""
+    if not made:
+        return list(relation.targets)
+    width = len(tos)
+    count = len(relation.targets) // width
+    split = [[split_key(fqn, "all numbers") for fqn in relation.targets[place::width]] for place in range(width)]
+    assert count
+    return [
+        join_words(
+            column[0] if len(set(column)) == 1 and count > 1 else f"{{{made}}}" for column in zip(*names, strict=True)
+        )
+        for names in split
+    ]
 
 
 def _choose_bound(words: Sequence[str], *, free: bool) -> str | None:
     return "int" if free and all(map(is_canonical_integer, words)) else write_bound(words)
 
 
-def _write_target_segment(item: SegmentItem, names: Sequence[str], tables: _Tables) -> str:
+def _write_target_item(item: SegmentItem, names: Mapping[int, str], tables: _Tables, made: str) -> str:
     if isinstance(item, Fixed):
-        return literal_text(item.word)
+        return _write_word(item.word, made)
     if isinstance(item, Copied):
         return f"{{{names[item.place]}}}"
     if isinstance(item, LookedUp):
@@ -140,11 +264,62 @@ def _name_table(name: str, entries: tuple[tuple[str, str], ...], tables: _Tables
     return chosen
 
 
+# ------------------------------------------------------------------------------------------------ what it was seen on
+
+
+def describe_seen(part: DraftRule, names: Mapping[int, str], notes: Notes) -> str:
+    """Return what a rule was seen on: how many keys, which indices and words, and by what evidence.
+
+    >>> from remapkit.authoring.generalize import generalize
+    >>> example, = generalize({f"l.{n}.{p}.w": f"h.{n}.{p}.w" for n in range(3) for p in "qk"})
+    >>> describe_seen(DraftRule(example), {1: "l", 2: "part"}, Notes())
+    '6 keys: l 0-2, part q and k; by value'
+    """
+    seen = [
+        f"{name} {_describe_words(part.example.words[place])}"
+        for place, name in names.items()
+        if name and len(part.example.words[place]) > 1
+    ]
+    counted = _describe_relations(part.example.relations, notes)
+    count, _, evidence = counted.partition("; ")
+    return escape_line(f"{count}{': ' if seen else ''}{', '.join(seen)}; {evidence}")
+
+
+def _describe_words(words: Sequence[str]) -> str:
+    if all(map(is_canonical_integer, words)):
+        numbers = [int(word) for word in words]
+        if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{numbers[0]}-{numbers[-1]}"
+    return list_words(words, 4)
+
+
+def _describe_relations(relations: Sequence[Relation], notes: Notes) -> str:
+    """Return how many keys, and how their targets are known: the kinds of evidence with their numbers."""
+    keys = len({fqn for relation in relations for fqn in relation.sources})
+    plain = "by value" if is_rename(relations[0]) else "operation found by value"
+    kinds = Counter(
+        f"because {reason}" if (reason := relation.by or notes.settled.get(relation.sources[0], "")) else plain
+        for relation in relations
+    )
+    if len(kinds) == 1:
+        return f"{count_noun(keys, 'key')}; {next(iter(kinds))}"
+    return f"{count_noun(keys, 'key')}; {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+
+
 # ------------------------------------------------------------------------------------------------ lines
 
 
 def _write_lines(rules: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
     """Yield every line, with the number of its draft rule."""
+    counted = [
+        (rule.relation, rule.names.joined or rule.names.made) for rule in rules if rule.relation and rule.names
+    ]
+    params = find_params(counted)
+    if params:
+        yield "params:", -1
+        for name, value in params.items():
+            yield emit_entry(name, value), -1
+        yield "", -1
     if tables:
         yield "tables:", -1
         for name, entries in tables.items():
@@ -154,13 +329,19 @@ def _write_lines(rules: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str,
         yield "rules:", -1
     for rule in rules:
         if rule.to is not None:
-            lines = (f"# {count_noun(rule.count, 'key')}", *write_rule(rule.id, rule.pattern, rule.to))
-            yield from ((f"  {line}", rule.part) for line in lines)
+            yield f"  # {rule.seen}", rule.part
+            yield from ((f"  {line}", rule.part) for line in _write_rule_lines(rule, params))
             yield "", rule.part
     if any(rule.to is None for rule in rules):
         yield "keep:", -1
-        yield from ((f"  - {rule.pattern.inline()}", rule.part) for rule in rules if rule.to is None)
+        yield from ((f"  - {rule.pattern.inline()}  # {rule.seen}", rule.part) for rule in rules if rule.to is None)
         yield "", -1
     yield "tests:", -1
     for rule in rules:
-        yield from ((line, rule.part) for line in write_test(rule.test[0], [rule.test[1]]))
+        yield from ((line, rule.part) for line in write_test(rule.test[0], rule.test[1]))
+
+
+def _write_rule_lines(rule: _Rule, params: Mapping[str, int]) -> Iterator[str]:
+    if rule.names is None or rule.relation is None:
+        return write_rule(rule.id, rule.pattern, rule.to or "")
+    return iter(write_operations(rule.id, rule.names, rule.relation, params, tied=rule.tied))

@@ -1,4 +1,4 @@
-"""Rules from examples: pairs of source and target keys, generalised to a few rules that map exactly these keys.
+"""Rules from examples: relations of source and target keys, generalised to a few rules that map exactly these keys.
 
 Nothing is guessed from the form of names. A target segment is explained by source segments (a copy, a shifted or
 folded index, an entry of a table) only if that holds for every pair; keys are joined into one rule only if every
@@ -10,18 +10,27 @@ The search is greedy, so fewer rules may exist than it finds. Its invariant: eve
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from remapkit.authoring.find_arithmetic import find_arithmetic
+from remapkit.authoring.fold_relation import Folded, fold_relation, is_rename
+from remapkit.authoring.relation import Relation
+from remapkit.authoring.split_keys import (
+    CUTS,
+    GLUE,
+    MARK,
+    NEXT,
+    Cut,
+    Segments,
+    has_numbers_inside,
+    list_sections,
+)
 from remapkit.tensors.families import is_canonical_integer
 
-Segments = tuple[str, ...]
-_FOLDS = range(2, 65)
-"""The strides that are tried for `i*k+j`, `n//k` and `n%k`."""
-_LARGEST = 1000
-"""Arithmetic is enumerated when a rule is compiled: larger indices are only copied or looked up."""
+Cuts = tuple[Cut, Cut]
+"""How the names of sources and of targets are cut into words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +68,17 @@ SegmentItem = Fixed | Copied | ComputedSegment | LookedUp
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A generalised rule: the words of the source segments, the items of the target, and the pairs it maps."""
+    """A generalised rule: the words of the source, the items of all that follows from it, and what it maps."""
 
     words: tuple[Segments, ...]
     items: tuple[SegmentItem, ...]
-    pairs: tuple[tuple[str, str], ...]
+    relations: tuple[Relation, ...]
+    cuts: Cuts = ("segments", "segments")
 
     @property
     def is_identity(self) -> bool:
-        """Whether every key keeps its name."""
-        return all(source == target for source, target in self.pairs)
+        """Whether every key keeps its name and its values."""
+        return all(is_rename(each) and each.sources == each.targets for each in self.relations)
 
     @property
     def computed_places(self) -> frozenset[int]:
@@ -82,8 +92,11 @@ class Example:
         return frozenset(bounded)
 
 
-def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
-    """Return a few rules that map exactly these pairs, in the order of their first keys.
+def generalize(examples: Mapping[str, str] | Iterable[Relation]) -> tuple[Example, ...]:
+    """Return a few rules that map exactly these pairs or relations, in the order of their first keys.
+
+    Names are cut at dots; also around numbers inside segments where that gives fewer rules. A relation that no rule
+    can count (experts 0 and 2 stacked) is in no example.
 
     >>> words = {"q": "query", "k": "key"}
     >>> pairs = {f"layers.{n}.{word}.w": f"h.{n}.attn.{words[word]}.w" for n in range(3) for word in words}
@@ -92,68 +105,111 @@ def generalize(pairs: Mapping[str, str]) -> tuple[Example, ...]:
     (('layers',), ('0', '1', '2'), ('q', 'k'), ('w',))
     >>> example.items[3]
     LookedUp(place=2, entries=(('q', 'query'), ('k', 'key')))
+    >>> example, = generalize({f"resblocks_{n}.w": f"h.{n}.w" for n in range(3)})
+    >>> [words for words in example.words if len(words) > 1]
+    [('0', '1', '2')]
     """
-    split = _split_keys(pairs)
+    if isinstance(examples, Mapping):
+        examples = [Relation((fqn,), (other,)) for fqn, other in examples.items()]
+    relations = list(examples)
+    best: tuple[Example, ...] | None = None
+    for cuts in _list_cuts(relations):
+        found = _generalize_cut(relations, cuts)
+        if best is None or _weigh_examples(found, relations) < _weigh_examples(best, relations):
+            best = found
+    return best or ()
+
+
+def _list_cuts(relations: Sequence[Relation]) -> list[Cuts]:
+    """Return the cuts that differ for these names, the plainest first."""
+    sources = {fqn for relation in relations for fqn in relation.sources}
+    targets = {fqn for relation in relations for fqn in relation.targets}
+    return [(CUTS[0], CUTS[0]), *((cut, cut) for cut in CUTS[1:] if has_numbers_inside((*sources, *targets), cut))]
+
+
+def _weigh_examples(examples: Sequence[Example], relations: Sequence[Relation]) -> int:
+    """Return about how many lines and words the rules take; what is left out weighs most."""
+    left = len(relations) - sum(len(example.relations) for example in examples)
+    words = sum(
+        len(column) for example in examples for column in example.words if len(column) > 1 and _is_word(column)
+    )
+    entries = sum(len(item.entries) for example in examples for item in example.items if isinstance(item, LookedUp))
+    return 1000 * left + 6 * len(examples) + words + entries
+
+
+def _is_word(column: Segments) -> bool:
+    return not all(map(is_canonical_integer, column))
+
+
+def _generalize_cut(relations: Sequence[Relation], cuts: Cuts) -> tuple[Example, ...]:
+    split, kept = _fold_relations(relations, cuts)
     finest: defaultdict[object, list[str]] = defaultdict(list)
-    for fqn, (source, target) in split.items():
-        finest[_mask_indices(source), _mask_indices(target)].append(fqn)
+    for fqn, folded in split.items():
+        finest[folded.form, _mask_indices(folded.source), _mask_indices(folded.rest)].append(fqn)
     groups = [group for members in finest.values() for group in _split_group(members, split)]
     before = len(groups) + 1
     # Joining can make further joins possible. It ends: every round but the last leaves fewer groups.
     while len(groups) < before:
         before = len(groups)
-        for from_the_end in range(1, max((len(split[group[0]][0]) for group in groups), default=0) + 1):
+        for from_the_end in range(1, max((len(split[group[0]].source) for group in groups), default=0) + 1):
             groups = _join_groups(groups, from_the_end, split)
-    order = {fqn: number for number, fqn in enumerate(pairs)}
+    order = {fqn: number for number, fqn in enumerate(split)}
     groups = [sorted(group, key=order.__getitem__) for group in groups]
-    return tuple(_make_example(group, split, pairs) for group in sorted(groups, key=lambda group: order[group[0]]))
+    return tuple(
+        _make_example(group, split, kept, cuts) for group in sorted(groups, key=lambda group: order[group[0]])
+    )
 
 
 def split_example(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
-    """Split an example into several that map the same pairs: one per word, or lower and upper indices.
+    """Split an example into several that map the same keys: one per word, or lower and upper indices.
 
-    `singly` makes one per pair.
+    `singly` makes one per relation.
 
     >>> example, = generalize({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
     >>> [each.words[-1] for each in split_example(example)], len(split_example(example, singly=True))
     ([('w',), ('b',)], 4)
     """
-    pairs = dict(example.pairs)
-    split = _split_keys(pairs)
+    split, kept = _fold_relations(example.relations, example.cuts)
     varying = [place for place, words in enumerate(example.words) if len(words) > 1]
     groups: defaultdict[object, list[str]] = defaultdict(list)
     # Words before indices, and the last one first: `weight` and `bias` differ more often than their modules do.
-    place = max(varying, key=lambda place: (not all(map(is_canonical_integer, example.words[place])), place))
+    place = max(varying, key=lambda place: (_is_word(example.words[place]), place))
     words = example.words[place]
-    is_index = all(map(is_canonical_integer, words))
     upper = set(words[len(words) // 2 :])
-    for fqn in pairs:
-        word = split[fqn][0][place]
-        groups[fqn if singly else word in upper if is_index else word].append(fqn)
+    for fqn, folded in split.items():
+        word = folded.source[place]
+        groups[fqn if singly else word if _is_word(words) else word in upper].append(fqn)
     found = [group for members in groups.values() for group in _split_group(members, split)]
-    return tuple(_make_example(group, split, pairs) for group in found)
+    return tuple(_make_example(group, split, kept, example.cuts) for group in found)
 
 
-def _split_keys(pairs: Mapping[str, str]) -> SplitKeys:
-    return {source: (tuple(source.split(".")), tuple(target.split("."))) for source, target in pairs.items()}
+SplitKeys = Mapping[str, Folded]
+"""The folded relations by their first source, which no two of them share."""
 
 
-SplitKeys = Mapping[str, tuple[Segments, Segments]]
+def _fold_relations(relations: Iterable[Relation], cuts: Cuts) -> tuple[SplitKeys, Mapping[str, Relation]]:
+    split: dict[str, Folded] = {}
+    kept: dict[str, Relation] = {}
+    for relation in relations:
+        folded = fold_relation(relation, *cuts)
+        if folded is not None:
+            split[relation.sources[0]], kept[relation.sources[0]] = folded, relation
+    return split, kept
 
 
 def _mask_indices(segments: Segments) -> Segments:
     return tuple("#" if is_canonical_integer(word) else word for word in segments)
 
 
-def _make_example(group: Sequence[str], split: SplitKeys, pairs: Mapping[str, str]) -> Example:
+def _make_example(group: Sequence[str], split: SplitKeys, kept: Mapping[str, Relation], cuts: Cuts) -> Example:
     items = _explain_group(group, split)
     assert items is not None
-    return Example(_list_words(group, split), items, tuple((fqn, pairs[fqn]) for fqn in group))
+    return Example(_list_words(group, split), items, tuple(kept[fqn] for fqn in group), cuts)
 
 
-def _list_words(group: Sequence[str], split: SplitKeys, side: int = 0) -> tuple[Segments, ...]:
+def _list_words(group: Sequence[str], split: SplitKeys) -> tuple[Segments, ...]:
     """Return the distinct words of each segment: indices in ascending order, others in order of appearance."""
-    columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn][side] for fqn in group), strict=True))
+    columns = (tuple(dict.fromkeys(words)) for words in zip(*(split[fqn].source for fqn in group), strict=True))
     return tuple(
         tuple(sorted(words, key=int)) if all(map(is_canonical_integer, words)) else words for words in columns
     )
@@ -177,7 +233,7 @@ def _split_group(group: list[str], split: SplitKeys) -> list[list[str]]:
             continue
         parts: defaultdict[str, list[str]] = defaultdict(list)
         for fqn in group:
-            parts[split[fqn][0][place]].append(fqn)
+            parts[split[fqn].source[place]].append(fqn)
         found = [part for members in parts.values() for part in _split_group(members, split)]
         if len(found) < len(best):
             best = found
@@ -192,10 +248,10 @@ def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -
     """
     buckets: defaultdict[object, list[list[str]]] = defaultdict(list)
     for group in groups:
-        source, target = split[group[0]]
+        folded = split[group[0]]
         columns = _list_words(group, split)
-        place = len(source) - from_the_end
-        if place < 0 or any(map(is_canonical_integer, columns[place])):
+        place = len(folded.source) - from_the_end
+        if place < 0 or any(is_canonical_integer(word) or word.startswith(MARK) for word in columns[place]):
             buckets[id(group)].append(group)
             continue
         rest = tuple(
@@ -203,7 +259,7 @@ def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -
             for number, words in enumerate(columns)
             if number != place
         )
-        buckets[len(source), len(target), rest].append(group)
+        buckets[folded.form, len(folded.source), len(folded.rest), rest].append(group)
     return [group for bucket in buckets.values() for group in _merge_bucket(bucket, split)]
 
 
@@ -226,24 +282,50 @@ def _merge_bucket(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
 
 
 def _explain_group(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem, ...] | None:
-    """Return the item for each target segment; None if there is none, or a varying segment would be lost."""
-    sources = [split[fqn][0] for fqn in group]
-    targets = [split[fqn][1] for fqn in group]
-    if len({len(words) for words in sources}) > 1 or len({len(words) for words in targets}) > 1:
+    """Return the item for each word that follows from the source; None if there is none.
+
+    Every name needs all segments that vary: else two keys become one. The patterns of further sources have the
+    captures of the first, each once and as it is.
+    """
+    first = split[group[0]]
+    if any(
+        len(split[fqn].source) != len(first.source) or len(split[fqn].rest) != len(first.rest) for fqn in group[1:]
+    ):
         return None
-    varying = [place for place, words in enumerate(zip(*sources, strict=True)) if len(set(words)) > 1]
-    columns = list(zip(*sources, strict=True))
+    columns = list(zip(*(split[fqn].source for fqn in group), strict=True))
+    wanted = list(zip(*(split[fqn].rest for fqn in group), strict=True))
+    varying = [place for place, words in enumerate(columns) if len(set(words)) > 1]
+    items: list[SegmentItem] = []
+    sections = list_sections(first.rest)
+    patterns = _count_patterns(first)
+    for number, (start, end) in enumerate(sections):
+        found = _explain_name(wanted[start:end], columns, varying, is_pattern=number < patterns)
+        if found is None:
+            return None
+        items += [Fixed(NEXT), *found] if number else found
+    return tuple(items)
+
+
+def _count_patterns(folded: Folded) -> int:
+    assert isinstance(folded.form, tuple)
+    return int(folded.form[1]) - 1
+
+
+def _explain_name(
+    wanted: Sequence[Sequence[str]], columns: Sequence[Segments], varying: Sequence[int], *, is_pattern: bool
+) -> list[SegmentItem] | None:
     items: list[SegmentItem] = []
     used: set[int] = set()
-    for wanted in zip(*targets, strict=True):
-        item = _explain_segment(wanted, columns, varying, used)
-        if item is None:
+    for words in wanted:
+        item = _explain_segment(words, columns, varying, used)
+        if item is None or (is_pattern and not isinstance(item, Fixed | Copied)):
             return None
-        used.update(_list_places(item))
+        places = _list_places(item)
+        if is_pattern and used.intersection(places):
+            return None
+        used.update(places)
         items.append(item)
-    if set(varying) - used:
-        return None
-    return tuple(_join_tables(items))
+    return None if set(varying) - used else list(_join_tables(items))
 
 
 def _list_places(item: SegmentItem) -> tuple[int, ...]:
@@ -275,48 +357,29 @@ def _explain_segment(
 def _find_arithmetic(
     wanted: Sequence[int], columns: Sequence[Sequence[str]], varying: Sequence[int]
 ) -> ComputedSegment | None:
-    """Return the first of `n+c`, `i*k+j`, `n//k` and `n%k` that gives all required indices.
-
-    At most 63 strides per pair of index segments are tried, and nearly all fail within a few keys.
-    """
-    numbers = {
-        place: values
-        for place in varying
-        if all(map(is_canonical_integer, columns[place]))
-        and max(values := [int(word) for word in columns[place]]) < _LARGEST
-    }
-    for places, written, value in _list_expressions(numbers, wanted):
-        rows = zip(*(numbers[place] for place in places), strict=True)
-        if all(value(row) == found for row, found in zip(rows, wanted, strict=True)):
-            return ComputedSegment(places, written)
-    return None
+    found = find_arithmetic(wanted, columns, varying)
+    return None if found is None else ComputedSegment(*found)
 
 
-IndexExpression = tuple[tuple[int, ...], str, Callable[[Sequence[int]], int]]
+def _get_word(item: SegmentItem) -> str:
+    return item.word if isinstance(item, Fixed) else ""
 
 
-def _list_expressions(numbers: Mapping[int, Sequence[int]], wanted: Sequence[int]) -> Iterator[IndexExpression]:
-    for place, values in numbers.items():
-        shift = wanted[0] - values[0]
-        yield (place,), f"{{0}}{shift:+d}", lambda row, shift=shift: row[0] + shift  # type: ignore[misc]
-    for one, other in itertools.permutations(numbers, 2):
-        # With a smaller stride, two pairs of indices could give the same number.
-        for stride in (stride for stride in _FOLDS if stride > max(numbers[other])):
-            yield (one, other), f"{{0}}*{stride}+{{1}}", lambda row, k=stride: row[0] * k + row[1]  # type: ignore[misc]
-    for place, values in numbers.items():
-        for stride in (stride for stride in _FOLDS if stride < max(values)):
-            yield (place,), f"{{0}}//{stride}", lambda row, k=stride: row[0] // k  # type: ignore[misc]
-            yield (place,), f"{{0}}%{stride}", lambda row, k=stride: row[0] % k  # type: ignore[misc]
-
-
-def _join_tables(items: Iterable[SegmentItem]) -> Iterator[SegmentItem]:
+def _join_tables(items: Sequence[SegmentItem]) -> Iterator[SegmentItem]:
     """Join neighbouring lookups of one segment into one table: `norm1 -> residual.0`."""
     pending: LookedUp | None = None
-    for item in items:
+    glue = ""
+    for place, item in enumerate(items):
+        following = items[place + 1] if place + 1 < len(items) else None
+        is_glue = pending is not None and isinstance(item, Fixed) and item.word.startswith(GLUE)
+        if is_glue and isinstance(following, LookedUp) and pending and following.place == pending.place:
+            glue = _get_word(item)
+            continue
         if isinstance(item, LookedUp) and pending is not None and item.place == pending.place:
             values = dict(item.entries)
-            joined = tuple((word, f"{value}.{values[word]}") for word, value in pending.entries)
-            pending = LookedUp(item.place, joined)
+            between = glue[len(GLUE) :] if glue else "."
+            joined = tuple((word, f"{value}{between}{values[word]}") for word, value in pending.entries)
+            pending, glue = LookedUp(item.place, joined), ""
             continue
         if pending is not None:
             yield pending

@@ -13,9 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from remapkit.authoring.derive import Draft, DraftRule, How, write_draft
+from remapkit.authoring.derive import Draft, DraftRule, How, Notes, write_draft
+from remapkit.authoring.fold_relation import is_rename
 from remapkit.authoring.generalize import generalize, split_example
 from remapkit.authoring.pair_by_value import Pairing
+from remapkit.authoring.relation import Relation
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -23,6 +25,7 @@ from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.wording import count_noun, escape_line, join_words, list_names
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
+from remapkit.plans.moves import Move
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
@@ -36,13 +39,18 @@ MAX_ROUNDS = 40
 """After this many rounds of narrowing, rules that are still wrong are written key by key."""
 
 
+Replay = Callable[[Move], bool]
+"""Whether a move gives the bytes that B has under its target."""
+
+
 @dataclass(frozen=True, slots=True)
 class Learned:
     """A derived rule file, the pairs that it maps, and what the examples leave open.
 
     Every key of A is in one of `pairs`, `undecided`, `only_a` and `unsaid`; every key of B is the target of a pair,
     or in one of `open_b` and `only_b`. `settled` are the pairs that values alone leave open (constants, and bytes of
-    several keys), with the evidence for them. `undecided` are keys of A that nothing decides, with the free keys of
+    several keys), with the evidence for them. `relations` are the targets that follow by operations: their
+    keys are in no other field. `undecided` are keys of A that nothing decides, with the free keys of
     B that have the same bytes; `open_b` are keys of B that have an equal tensor in A, but that no rule produces;
     `only_a` and `only_b` have no equal tensor on the other side; `unsaid` are pairs that no rule can express.
     """
@@ -55,6 +63,7 @@ class Learned:
     only_b: tuple[str, ...]
     open_b: tuple[str, ...] = ()
     unsaid: Mapping[str, str] = field(default_factory=dict)
+    relations: tuple[Relation, ...] = ()
 
     @property
     def by_module(self) -> Mapping[str, str]:
@@ -69,11 +78,15 @@ def learn(
     pairing: Pairing,
     source_ref: str | None = None,
     target_ref: str | None = None,
+    relations: Sequence[Relation] = (),
+    replay: Replay | None = None,
 ) -> Learned:
     """Derive the rule file for a pairing; its rules also decide pairs that values alone leave open.
 
-    It passes lint, is proven for all keys, and passes its tests. Raises `UsageError`: RK623 for an invalid name,
-    RK625 if values pair no keys at all, RK655 if no correct rules can be written.
+    `relations` are targets that follow by operations; `replay` says whether a move gives B's bytes, and is asked for
+    every move that a rule with operations makes. The file passes lint, is proven for all keys, and passes its tests.
+    Raises `UsageError`: RK623 for an invalid name, RK625 if values pair no keys at all, RK655 if no correct rules can
+    be written.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> pairs = {f"layers.{n}.{p}.w": f"h.{n}.{p}_proj.w" for n in range(3) for p in "qk"}
@@ -83,25 +96,45 @@ def learn(
       part: {q: q_proj, k: k_proj}
     <BLANKLINE>
     rules:
-      # 6 keys
+      # 6 keys: layer 0-2, part q and k; by value
       - id: layers.w
         path: 'layers.{layer:int}.{part:part}.w'
     """
     check_name_and_source(name, source)
     # The language cannot express the empty key, and checkpoints may not contain names with control characters.
     pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not find_name_problem(other)}
-    fitting = _Fitting(name, source, target, source_ref, target_ref)
-    pairs, settled = _settle_pairs(fitting, pairs, pairing)
-    if not pairs:
+    copies = [Relation((fqn,), others, cut="copy") for fqn, others in pairing.copies.items()]
+    relations = _select_relations([*relations, *copies])
+    fitting = _Fitting(name, source, target, source_ref, target_ref, replay)
+    taken = {fqn for relation in relations for fqn in relation.sources}
+    pairs = {fqn: other for fqn, other in pairs.items() if fqn not in taken}
+    pairs, settled = _settle_pairs(fitting, pairs, pairing, relations)
+    if not pairs and not relations:
         raise UsageError(_report_no_pairs(source, target, pairing))
-    text, covered = fitting.fit_by_proof(pairs)
-    learned = _account_for_keys(text, source, target, pairing, covered, pairs, settled)
+    text, parts = fitting.fit_by_proof(pairs, relations, settled)
+    learned = _account_for_keys(text, source, target, pairing, parts, pairs, settled, relations)
     left = "\n".join(_write_leftovers(source, target, learned))
     return replace(learned, text=f"{text}{left}\n") if left else learned
 
 
+def _select_relations(relations: Iterable[Relation]) -> list[Relation]:
+    """Return the relations that rules can express together: no name is read or made by two of them."""
+    sources: set[str] = set()
+    targets: set[str] = set()
+    kept = []
+    for relation in relations:
+        names = (*relation.sources, *relation.targets)
+        if any(not fqn or find_name_problem(fqn) for fqn in names):
+            continue
+        if sources.isdisjoint(relation.sources) and targets.isdisjoint(relation.targets):
+            kept.append(relation)
+            sources.update(relation.sources)
+            targets.update(relation.targets)
+    return kept
+
+
 def _settle_pairs(
-    fitting: _Fitting, pairs: dict[str, str], pairing: Pairing
+    fitting: _Fitting, pairs: dict[str, str], pairing: Pairing, relations: Sequence[Relation]
 ) -> tuple[dict[str, str], dict[str, Settled]]:
     """Return the pairs including those that can be decided, and the evidence for the latter.
 
@@ -109,7 +142,10 @@ def _settle_pairs(
     round but the last takes at least one key out of `alike`. A round costs one fit: a few passes over the source.
     """
     source, target = fitting.source, fitting.target
-    alike = {fqn: others for fqn, others in _find_candidates(source, target, pairing).items() if fqn}
+    taken = {fqn for relation in relations for fqn in relation.sources}
+    made = {fqn for relation in relations for fqn in relation.targets}
+    alike = {fqn: others for fqn, others in _find_candidates(source, target, pairing, made).items() if fqn}
+    alike = {fqn: others for fqn, others in alike.items() if fqn not in taken}
     settled: dict[str, Settled] = {}
     while alike:
         rules = compile_rules(read_text(fitting.fit_by_replay(pairs, alike).text, fitting.name)) if pairs else None
@@ -123,10 +159,10 @@ def _settle_pairs(
     return pairs, settled
 
 
-def _find_candidates(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Alike:
-    """Find the candidates of unpaired keys: equal bytes or, without values, equal dtype and shape."""
+def _find_candidates(source: StateDictSpec, target: StateDictSpec, pairing: Pairing, made: Collection[str]) -> Alike:
+    """Find the candidates of unpaired keys: equal bytes or, without values, equal dtype and shape; none of `made`."""
     if pairing.by_value:
-        return _map_distinct(pairing.alike, frozenset)
+        return _map_distinct(pairing.alike, lambda others: frozenset(others).difference(made))
     free: defaultdict[TensorSpec, set[str]] = defaultdict(set)
     for fqn in pairing.only_b:
         free[target[fqn]].add(fqn)
@@ -151,23 +187,31 @@ def _account_for_keys(
     source: StateDictSpec,
     target: StateDictSpec,
     pairing: Pairing,
-    covered: Mapping[str, str],
+    parts: Sequence[DraftRule],
     pairs: Mapping[str, str],
     settled: Mapping[str, Settled],
+    relations: Sequence[Relation],
 ) -> Learned:
-    """Sort every key of either side into the fields of `Learned`; `covered` are the pairs that the text maps."""
-    reached = set(covered.values())
+    """Sort every key of either side into the fields of `Learned`; `parts` are the rules of the text."""
+    written = {relation.sources[0]: relation for part in parts for relation in part.example.relations}
+    covered = {fqn: other for fqn, other in pairs.items() if fqn in written and is_rename(written[fqn])}
+    related = tuple(each for each in relations if written.get(each.sources[0]) == each)
+    read = {fqn for each in related for fqn in each.sources}
+    reached = {*covered.values(), *(fqn for each in related for fqn in each.targets)}
     unsaid = {fqn: other for fqn, other in {**pairing.pairs, **pairs}.items() if fqn not in covered}
+    unsaid |= {fqn: each.targets[0] for each in relations if each not in related for fqn in each.sources}
+    unsaid |= {fqn: others[0] for fqn, others in pairing.copies.items() if fqn not in read}
+    unsaid = {fqn: unsaid[fqn] for fqn in source if fqn in unsaid and fqn not in read}
     undecided = _map_distinct(
-        {fqn: others for fqn, others in pairing.alike.items() if fqn not in pairs},
+        {fqn: others for fqn, others in pairing.alike.items() if fqn not in {*pairs, *read, *unsaid}},
         lambda others: tuple(other for other in others if other not in reached),
     )
-    only_a = tuple(fqn for fqn in pairing.only_a if fqn not in pairs)
+    only_a = tuple(fqn for fqn in pairing.only_a if fqn not in {*pairs, *read, *unsaid})
     only_b = tuple(fqn for fqn in pairing.only_b if fqn not in reached)
     accounted = {*reached, *only_b}
     open_b = tuple(fqn for fqn in target if fqn not in accounted)
     kept = {fqn: decision for fqn, decision in settled.items() if fqn in covered}
-    return Learned(text, covered, kept, undecided, only_a, only_b, open_b, unsaid)
+    return Learned(text, covered, kept, undecided, only_a, only_b, open_b, unsaid, related)
 
 
 def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
@@ -201,31 +245,38 @@ class _Fitting:
     target: StateDictSpec
     source_ref: str | None
     target_ref: str | None
+    replay: Replay | None = None
 
     def fit_by_replay(self, pairs: Mapping[str, str], alike: Alike) -> Draft:
         """Return the most general text that maps the pairs, and other keys to equal values only. Not proven."""
-        return self.fit_rules(pairs, alike, proves=False)[0]
+        return self.fit_rules(_list_renames(pairs), alike, Notes(), proves=False)[0]
 
-    def fit_by_proof(self, pairs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """Return the most general proven text that maps the pairs and no other key, and the pairs that it maps."""
-        draft, parts = self.fit_rules(pairs, {}, proves=True)
-        return draft.text, {fqn: pairs[fqn] for part in parts for fqn, _ in part.example.pairs}
+    def fit_by_proof(
+        self, pairs: Mapping[str, str], relations: Sequence[Relation], settled: Mapping[str, Settled]
+    ) -> tuple[str, list[DraftRule]]:
+        """Return the most general proven text that maps the pairs and relations and no other key, and its rules."""
+        notes = Notes({fqn: each.by.value for fqn, each in settled.items()}, self.target.recorded)
+        order = {fqn: number for number, fqn in enumerate(self.source)}
+        wanted = sorted([*_list_renames(pairs), *relations], key=lambda each: order.get(each.sources[0], len(order)))
+        draft, parts = self.fit_rules(wanted, {}, notes, proves=True)
+        return draft.text, parts
 
-    def fit_rules(self, pairs: Mapping[str, str], alike: Alike, *, proves: bool) -> tuple[Draft, list[DraftRule]]:
+    def fit_rules(
+        self, wanted: Sequence[Relation], alike: Alike, notes: Notes, *, proves: bool
+    ) -> tuple[Draft, list[DraftRule]]:
         """Write rules, find the wrong ones, narrow these, until none is wrong.
 
         It ends, since every step narrows: any index, these indices, fewer keys, one literal key, nothing. That could
         take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round costs a pass over
         the source and, with `proves`, one proof.
         """
-        parts = [DraftRule(example) for example in generalize(pairs)]
+        parts = [DraftRule(example) for example in generalize(wanted)]
         problems: Sequence[Diagnostic] = ()
         for number in itertools.count():
             if not parts:
-                raise UsageError(_report_no_rules(len(pairs), problems))
-            covered = {fqn: other for part in parts for fqn, other in part.example.pairs}
-            draft = write_draft(parts, self.write_head_lines(covered))
-            wrong, problems = self.find_wrong_parts(draft, covered, alike, proves=proves)
+                raise UsageError(_report_no_rules(len(wanted), problems))
+            draft = write_draft(parts, self.write_head_lines(parts), notes)
+            wrong, problems = self.find_wrong_parts(draft, parts, alike, proves=proves)
             if not wrong:
                 return draft, parts
             # Narrow the widest rules first: if a rule and a literal match the same key, the rule.
@@ -238,38 +289,76 @@ class _Fitting:
             ]
         raise AssertionError("counting does not end")
 
-    def write_head_lines(self, covered: Mapping[str, str]) -> list[str]:
-        reached = set(covered.values())
+    def write_head_lines(self, parts: Sequence[DraftRule]) -> list[str]:
+        written = [relation for part in parts for relation in part.example.relations]
+        read = {fqn for relation in written for fqn in relation.sources}
+        reached = {fqn for relation in written for fqn in relation.targets}
         return list(
             write_head(
                 *(self.name, self.source, self.source_ref, self.target, self.target_ref),
-                takes_all=all(fqn in covered for fqn in self.source),
+                takes_all=all(fqn in read for fqn in self.source),
                 reaches_all=all(fqn in reached for fqn in self.target),
             )
         )
 
     def find_wrong_parts(
-        self, draft: Draft, covered: Mapping[str, str], alike: Alike, *, proves: bool
+        self, draft: Draft, parts: Sequence[DraftRule], alike: Alike, *, proves: bool
     ) -> tuple[set[int], Sequence[Diagnostic]]:
         """Return the numbers of the wrong draft rules, and their problems."""
         try:
             rules = compile_rules(read_text(draft.text, self.name))
         except InvalidRules as error:
             return _find_owners(draft, error.diagnostics), error.diagnostics
+        written = [relation for part in parts for relation in part.example.relations]
+        covered = {fqn: each.targets[0] if is_rename(each) else "" for each in written for fqn in each.sources}
         replayed = _find_wrong_rules(rules, self.source, covered, alike)
         if replayed or not proves:
             return {draft.ids[id] for id in replayed}, ()
+        if wrong := self.find_wrong_operations(rules, draft, parts):
+            return wrong, ()
         problems, ids = _find_problems(rules, self.source, self.target)
         if not problems:
             return set(), ()
         return {draft.ids[id] for id in ids} or _find_owners(draft, problems), problems
+
+    def find_wrong_operations(self, rules: CompiledRules, draft: Draft, parts: Sequence[DraftRule]) -> set[int]:
+        """Return the rules with operations that make anything else than what their relations make, bytes included."""
+        wanted = {
+            fqn: (place, relation)
+            for place, part in enumerate(parts)
+            for relation in part.example.relations
+            if not is_rename(relation)
+            for fqn in relation.targets
+        }
+        if not wanted:
+            return set()
+        read = {fqn: self.source[fqn] for fqn in self.source if rules.match(fqn)}
+        plan = make_plan(rules, StateDictSpec(read, name=self.source.name))
+        if plan.problems:
+            return _find_owners(draft, plan.problems)
+        makers = {place for place, _ in wanted.values()}
+        moves = [move for move in plan.moves if draft.ids.get(move.rule.id) in makers]
+        wrong: set[int] = set()
+        for move in moves:
+            place, relation = wanted.pop(move.target, (-1, None))
+            is_meant = relation is not None and set(move.sources) == set(relation.sources)
+            if place != draft.ids[move.rule.id] or not is_meant or move.spec != self.target[move.target]:
+                wrong.add(draft.ids[move.rule.id])
+        wrong.update(place for place, _ in wanted.values())
+        if wrong or self.replay is None:
+            return wrong
+        return {draft.ids[move.rule.id] for move in moves if not self.replay(move)}
+
+
+def _list_renames(pairs: Mapping[str, str]) -> list[Relation]:
+    return [Relation((fqn,), (other,)) for fqn, other in pairs.items()]
 
 
 def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
     """Yield the replacement of a wrong rule: a narrower rule, several rules with fewer keys, or nothing."""
     if part.how is How.FREE and not at_once:
         yield DraftRule(part.example, How.TIGHT)
-    elif len(part.example.pairs) > 1:
+    elif len(part.example.relations) > 1:
         yield from (DraftRule(example) for example in split_example(part.example, singly=at_once))
     elif part.how is not How.LITERAL:
         yield DraftRule(part.example, How.LITERAL)
@@ -285,13 +374,20 @@ def _find_owners(draft: Draft, problems: Iterable[Diagnostic]) -> set[int]:
 def _find_wrong_rules(
     rules: CompiledRules, source: StateDictSpec, covered: Mapping[str, str], alike: Alike
 ) -> set[str]:
-    """Try every key; return the ids of rules that map a key to an unequal tensor, or two keys to one target."""
+    """Try every key; return the ids of rules that map a key to an unequal tensor, or two keys to one target.
+
+    A key that only rules with operations may take is covered with an empty name.
+    """
     wrong: set[str] = set()
     first: dict[str, str] = {}
     for fqn in source:
         matches = rules.match(fqn)
         wanted: Collection[str | None] = (covered[fqn],) if fqn in covered else alike.get(fqn, ())
         for match in matches:
+            if match.rule.pipeline is not None:
+                if covered.get(fqn) != "" or len(matches) > 1:
+                    wrong.add(match.rule.id)
+                continue
             again = not alike and first.setdefault(match.target or "", fqn) != fqn
             if match.target not in wanted or len(matches) > 1 or again:
                 wrong.add(match.rule.id)
@@ -339,6 +435,12 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
             yield ""
             yield f"# Values alone do not pair these (constants, bytes of several keys). Paired because {by.value}:"
             yield from _write_families(source, fqns)
+    reasons = dict.fromkeys(each.by for each in learned.relations if each.by)
+    for reason in reasons:
+        yield ""
+        yield f"# Values alone do not decide these. Their operations were chosen because {escape_line(reason)}:"
+        made = [fqn for each in learned.relations if each.by == reason for fqn in each.targets]
+        yield from _write_families(target, made)
     if learned.undecided:
         yield ""
         yield "# Values alone do not pair these (constants, bytes of several keys), and there is no other evidence:"

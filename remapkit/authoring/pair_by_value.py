@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from remapkit.files.source_file import split_evenly
@@ -39,6 +39,7 @@ class Pairing:
     recorded_b: tuple[str, ...] = ()
     numbers: frozenset[str] = frozenset()
     by_value: bool = True
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class PairableTensors(Protocol):
@@ -63,6 +64,7 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
     recorded_a, recorded_b = _add_recorded(in_a, in_b, a.header(), b.header())
     pairs: dict[str, str] = {}
     alike: dict[str, tuple[str, ...]] = {}
+    copies: dict[str, tuple[str, ...]] = {}
     for content, fqns in in_a.items():
         others = in_b.get(content, [])
         if len(fqns) == len(others) == 1 and not content.is_constant:
@@ -70,6 +72,8 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
         elif len(fqns) == len(others) == 2 and fqns[1] in recorded_a and others[1] in recorded_b:
             # One tensor under two names on both sides, and both record which name holds it.
             pairs |= zip(fqns, others, strict=True)
+        elif len(fqns) == 1 and len(others) > 1 and not content.is_constant:
+            copies[fqns[0]] = tuple(others)
         elif others:
             alike.update(dict.fromkeys(fqns, tuple(others)))
     return Pairing(
@@ -80,6 +84,7 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
         recorded_a,
         recorded_b,
         frozenset(fqn for content, fqns in in_a.items() if content.is_number for fqn in fqns if fqn in alike),
+        copies={fqn: copies[fqn] for fqn in (*a.header(), *recorded_a) if fqn in copies},
     )
 
 

@@ -165,20 +165,19 @@ def test_constants_of_the_same_name_are_settled_where_nothing_else_is() -> None:
     assert learned.pairs == {"a.w": "a.w"} and learned.settled["a.w"].by is By.NAME
 
 
-def test_two_equal_targets_of_one_source_are_left_to_the_author() -> None:
+def test_two_equal_targets_of_one_source_are_copies() -> None:
     others = {"head.weight": value(2)}
-    learned = said({"embed.weight": value(1), **others}, {"tok.weight": value(1), "out.weight": value(1), **others})
-    assert learned.pairs == {"head.weight": "head.weight"}
-    assert learned.undecided == {"embed.weight": ("tok.weight", "out.weight")}
-    assert learned.open_b == ("tok.weight", "out.weight")
-    assert "#   {tok|out}.weight  # 2" in learned.text and "# target:" in learned.text
+    for name in ("embed.weight", "tok.weight"):
+        learned = said({name: value(1), **others}, {"tok.weight": value(1), "out.weight": value(1), **others})
+        assert learned.pairs == {"head.weight": "head.weight"} and not learned.undecided and not learned.open_b
+        assert [each.targets for each in learned.relations] == [("tok.weight", "out.weight")]
+        assert "copy: ['tok.weight', 'out.weight']" in learned.text
 
 
-def test_of_two_equal_targets_the_one_of_the_same_name_is_taken_and_the_other_said() -> None:
+def test_two_equal_constants_are_no_copies() -> None:
     others = {"head.weight": value(2)}
-    learned = said({"tok.weight": value(1), **others}, {"tok.weight": value(1), "out.weight": value(1), **others})
-    assert learned.pairs["tok.weight"] == "tok.weight" and learned.settled["tok.weight"].by is By.NAME
-    assert learned.open_b == ("out.weight",) and not learned.undecided
+    learned = said({"a.weight": ZEROS, **others}, {"b.weight": ZEROS, "c.weight": ZEROS, **others})
+    assert set(learned.undecided) == {"a.weight"} and not learned.relations
 
 
 def test_thousands_of_equal_biases_share_their_candidates() -> None:

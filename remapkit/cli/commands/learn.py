@@ -9,7 +9,6 @@ from remapkit.api.learn import learn
 from remapkit.authoring.learn import Learned
 from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome
-from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:
@@ -28,12 +27,11 @@ def run(args: Namespace) -> CommandOutcome:
     data = _dump_learned(report.learned)
     if report.output is None:
         return CommandOutcome(data={"text": report.text, **data}, raw=report.text, diagnostics=report.diagnostics)
-    output, number = report.output, len(report.learned.pairs)
+    output = report.output
     return CommandOutcome(
         data={"output": str(output), **data},
         text=(
-            f"wrote {output} with its manifests: rules, proven for all keys, that map "
-            f"{number} of {count_noun(len(report.source), 'key')} to {number} of {len(report.target)}",
+            f"wrote {output} with its manifests: {report}; proven for all keys",
             f"next: review it; `remapkit lint {output}` and `remapkit test {output}` check it again",
         ),
         diagnostics=report.diagnostics,
@@ -51,6 +49,10 @@ def _dump_learned(learned: Learned) -> dict[str, object]:
         "only_a": list(learned.only_a),
         "only_b": list(learned.only_b),
         "unsaid": dict(learned.unsaid),
+        "relations": [
+            {"sources": list(each.sources), "targets": list(each.targets), "by": each.by}
+            for each in learned.relations
+        ],
     }
 
 
