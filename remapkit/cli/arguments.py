@@ -11,7 +11,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 
 
-def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_model_args(pairs: Sequence[str], option: str = "--model-arg") -> dict[str, Any]:
     """Parse `key=value` pairs; a value that is valid JSON is parsed, anything else is a string.
 
     >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny"])
@@ -22,7 +22,7 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(
-                Diagnostic("RK609", f"--model-arg {pair!r} is not key=value", help=("for example --model-arg dim=8",))
+                Diagnostic("RK609", f"{option} {pair!r} is not key=value", help=(f"for example {option} dim=8",))
             )
         try:
             parsed[key] = json.loads(value)
