@@ -75,8 +75,8 @@ def learn_through(
     Naming a converter runs its code, as importing it would.
 
     Args:
-        through: The converter: `py:package.module:function`, or `file.py:NAME`. Instead of a function also a mapping or
-            a list of pairs of regular expressions, applied with `re.sub` in order, or a mapper like vLLM's.
+        through: The converter: `py:package.module:function`, or `file.py:NAME`. Instead of a function also a mapping,
+            or a list of pairs, of regular expressions applied with `re.sub` in order, or a mapper like vLLM's.
         source: The source: a checkpoint, or its manifest; the values of a checkpoint are not read.
         output: The file to write, with the manifests of both sides in `keys/` next to it; without it only the text is
             returned.

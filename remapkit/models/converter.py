@@ -125,9 +125,7 @@ def _bind_arguments(reference: str, function: Callable[..., Any], args: dict[str
         unknown = []
     if needed:
         title = f"{reference} also needs {join_words(needed)}"
-        raise UsageError(
-            Diagnostic("RK607", title, help=(f"pass --arg {needed[0]}=value",))
-        )
+        raise UsageError(Diagnostic("RK607", title, help=(f"pass --arg {needed[0]}=value",)))
     if unknown:
         known = [each.name for each in named if each is not place]
         help = (suggest_name(unknown[0], known, f"it takes {join_words(known) if known else 'no arguments'}"),)
