@@ -57,7 +57,7 @@ class ThroughReport:
 @checked
 def learn_through(
     through: str,
-    source: SourceLike | Sequence[SourceLike],
+    source: SourceLike,
     output: str | Path | None = None,
     *,
     arg: Mapping[str, Any] | None = None,

@@ -222,9 +222,7 @@ def _run(
     found = state if returned is None else _find_mapping(returned)
     if found is None:
         title = f"{converter.reference} returned a {type(returned).__name__}, not a state dict"
-        raise UsageError(
-            Diagnostic("RK662", title, help=("it must return a dict of tensors, or change the one it gets",))
-        )
+        raise UsageError(Diagnostic("RK662", title, help=("it must return a dict of tensors, or change its own",)))
     tensors = {fqn: value for fqn, value in found.items() if isinstance(value, torch.Tensor)}
     for fqn, value in tensors.items():
         if not isinstance(fqn, str):
@@ -408,4 +406,4 @@ def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
 
 def _view_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data).cast("B") if flat.numel() else memoryview(b"")

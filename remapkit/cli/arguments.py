@@ -72,3 +72,8 @@ def get_target_options(args: Namespace) -> dict[str, Any]:
 def get_reading_options(args: Namespace) -> dict[str, Any]:
     """Return the options for reading checkpoints, except `--root`, as keywords."""
     return {name: getattr(args, name) for name in ("strip", "strict_pickle", "allow_expand", "follow_links")}
+
+
+def make_option_error(title: str, *help: str) -> UsageError:
+    """Return the error for options that do not go together."""
+    return UsageError(Diagnostic("RK609", title, help=help))

@@ -1,4 +1,4 @@
-"""The exam: what is learned through diffusers' converters, and from A and B, is held against the converters' bytes."""
+"""The exam: what is learned through diffusers' converters, or from A and B, is held against their bytes."""
 
 from __future__ import annotations
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from remapkit.api.learn import learn
 from remapkit.api.learn_through import learn_through
 from remapkit.authoring.learn import Learned
-from remapkit.cli.arguments import get_reading_options, parse_model_args
+from remapkit.cli.arguments import get_reading_options, make_option_error, parse_model_args
 from remapkit.cli.render import CommandOutcome
-from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import count_noun
 
 
@@ -25,7 +23,7 @@ def run(args: Namespace) -> CommandOutcome:
             "pass two checkpoints with the same weights: A B",
             "or a converter: --through py:module:function --from A",
         )
-        raise UsageError(Diagnostic("RK609", "learn needs two checkpoints, or a converter", help=help))
+        raise make_option_error("learn needs two checkpoints, or a converter", *help)
     report = learn(
         [args.a, *args.more_a],
         [args.b, *args.more_b],
@@ -57,7 +55,7 @@ def _run_through(args: Namespace) -> CommandOutcome:
     _refuse_options(args, {**given, "--root-a": args.root_a, "--root-b": args.root_b}, "does not go with --through")
     if not args.source:
         help = ("name the checkpoint or the manifest that it converts: --from FILE",)
-        raise UsageError(Diagnostic("RK609", "--through needs --from", help=help))
+        raise make_option_error("--through needs --from", *help)
     report = learn_through(
         args.through,
         args.source,
@@ -88,7 +86,7 @@ def _run_through(args: Namespace) -> CommandOutcome:
 def _refuse_options(args: Namespace, given: dict[str, object], why: str) -> None:
     wrong = [option for option, value in given.items() if value]
     if wrong:
-        raise UsageError(Diagnostic("RK609", f"{wrong[0]} {why}"))
+        raise make_option_error(f"{wrong[0]} {why}")
 
 
 def _dump_learned(learned: Learned) -> dict[str, object]:
