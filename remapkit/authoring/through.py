@@ -194,7 +194,8 @@ def _digest_run(converter: Converter, source: RandomTensors) -> dict[str, bytes]
 
 def _check_source(converter: Converter, header: StateDictSpec) -> None:
     if header.nbytes > MAX_BYTES:
-        title = f"{header.name} holds {format_bytes(header.nbytes)}; a converter is run on at most {format_bytes(MAX_BYTES)}"
+        size, most = format_bytes(header.nbytes), format_bytes(MAX_BYTES)
+        title = f"{header.name} holds {size}; a converter is run on at most {most}"
         help = ("pass the manifest of a smaller model of this kind, with fewer layers: rules hold for any number",)
         raise UsageError(Diagnostic("RK664", title, help=help))
     for fqn, spec in header.items():
@@ -279,7 +280,7 @@ def _find_key(error: BaseException, header: StateDictSpec) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Searches that run the converter on other values and in other orders; `first` are the digests of the first run."""
+    """Further runs, on other values and in other orders; `first` are the digests of the first run."""
 
     converter: Converter
     header: StateDictSpec
