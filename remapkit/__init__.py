@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from remapkit.api.inspect import Inspection, inspect
     from remapkit.api.invert import Inverse, invert
     from remapkit.api.learn import LearnReport, learn
+    from remapkit.api.learn_through import ThroughReport, learn_through
     from remapkit.api.lint import LintedFile, LintReport, lint
     from remapkit.api.new import NewRules, new
     from remapkit.api.packs import Pack, PackSummary, packs
@@ -108,6 +109,7 @@ _HOMES = {
     "Severity": "diagnostics.diagnostic",
     "StateDictSpec": "tensors.spec",
     "TensorSpec": "tensors.spec",
+    "ThroughReport": "api.learn_through",
     "UnreadableCheckpoint": "diagnostics.errors",
     "UnwritableOutput": "diagnostics.errors",
     "UsageError": "diagnostics.errors",
@@ -124,6 +126,7 @@ _HOMES = {
     "inspect": "api.inspect",
     "invert": "api.invert",
     "learn": "api.learn",
+    "learn_through": "api.learn_through",
     "lint": "api.lint",
     "load": "api.ruleset",
     "load_into": "loading",
@@ -179,6 +182,7 @@ __all__ = [
     "Severity",
     "StateDictSpec",
     "TensorSpec",
+    "ThroughReport",
     "UnreadableCheckpoint",
     "UnwritableOutput",
     "UsageError",
@@ -196,6 +200,7 @@ __all__ = [
     "inspect",
     "invert",
     "learn",
+    "learn_through",
     "lint",
     "load",
     "load_into",

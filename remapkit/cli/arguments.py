@@ -11,7 +11,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 
 
-def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_model_args(pairs: Sequence[str], option: str = "--model-arg") -> dict[str, Any]:
     """Parse `key=value` pairs; a value that is valid JSON is parsed, anything else is a string.
 
     >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny"])
@@ -22,7 +22,7 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(
-                Diagnostic("RK609", f"--model-arg {pair!r} is not key=value", help=("for example --model-arg dim=8",))
+                Diagnostic("RK609", f"{option} {pair!r} is not key=value", help=(f"for example {option} dim=8",))
             )
         try:
             parsed[key] = json.loads(value)
@@ -72,3 +72,8 @@ def get_target_options(args: Namespace) -> dict[str, Any]:
 def get_reading_options(args: Namespace) -> dict[str, Any]:
     """Return the options for reading checkpoints, except `--root`, as keywords."""
     return {name: getattr(args, name) for name in ("strip", "strict_pickle", "allow_expand", "follow_links")}
+
+
+def make_option_error(title: str, *help: str) -> UsageError:
+    """Return the error for options that do not go together."""
+    return UsageError(Diagnostic("RK609", title, help=help))

@@ -409,9 +409,10 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     _add_source_options(parser)
     parser = _add_command(commands, "learn", "derive a rule file from two checkpoints that hold the same weights")
-    parser.add_argument("a", metavar="A", help=f"the source: {_CKPT}, or a mount PREFIX=FILE")
-    parser.add_argument("b", metavar="B", help="the same weights under the names of the target")
+    parser.add_argument("a", metavar="A", nargs="?", help=f"the source: {_CKPT}, or a mount PREFIX=FILE")
+    parser.add_argument("b", metavar="B", nargs="?", help="the same weights under the names of the target")
     _add_more_files(parser)
+    _add_converter_options(parser)
     parser.add_argument("--name", help="the name of the pack (default: that of the file, or learned)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: NAME.yaml; - for stdout)")
     parser.add_argument(
@@ -421,6 +422,7 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     )
     parser.add_argument("--root-a", metavar="A.B", help="the mapping or the prefix of keys to take from A")
     parser.add_argument("--root-b", metavar="A.B", help="the mapping or the prefix of keys to take from B")
+    parser.add_argument("--root", metavar="A.B", help="with --through: the mapping or the prefix of keys to take")
     _add_reading_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the files if they exist")
     parser = _add_command(commands, "packs", "list the installed packs and plugins, and where they come from")
@@ -428,3 +430,25 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument("-o", "--output", metavar="FILE", help="write the graph as a picture: .svg or .html")
     parser.add_argument("--force", action="store_true", help="replace the picture if it exists")
     _add_command(commands, "schema", "print the JSON Schema of rule files")
+
+
+def _add_converter_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--through",
+        metavar="CONVERTER",
+        help="instead of A and B: run this converter, py:module:function or file.py:NAME, and learn what it does",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="CKPT",
+        action="append",
+        help="with --through: the source, a checkpoint or a manifest; its values are not read; repeatable",
+    )
+    parser.add_argument(
+        "--arg",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="with --through: an argument for the converter",
+    )

@@ -66,6 +66,8 @@ VALUES: Mapping[str, str] = {
             "name",
             "pairs",
             "via",
+            "through",
+            "arg",
         )
     },
     "from": "source",
@@ -81,7 +83,7 @@ VALUES: Mapping[str, str] = {
 
 _LISTS = frozenset({"strip"})
 _TEXTS = frozenset({"root", "root-a", "root-b", "input"})
-_MAPPINGS = frozenset({"model-arg", "source-arg", "target-arg", "param"})
+_MAPPINGS = frozenset({"arg", "model-arg", "source-arg", "target-arg", "param"})
 _METAVARS = frozenset({"M", "C", "FILE", "OUT", "NAME", "NUMBER", "SHAPE", "SIZE", "R", "T", "N", "D", "value"})
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?|\[.*\]")
 _NUMBERS = re.compile(r"\d+(?:,\d+)+")

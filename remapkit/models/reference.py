@@ -19,6 +19,20 @@ def resolve_reference(reference: str) -> Callable[..., Any]:
     >>> resolve_reference("py:collections:OrderedDict").__name__
     'OrderedDict'
     """
+    value = resolve_value(reference)
+    if not callable(value):
+        raise UsageError(
+            Diagnostic(
+                "RK606",
+                f"{reference} is a {type(value).__name__}, which cannot be called",
+                help=("name a class derived from torch.nn.Module, or a function that returns one",),
+            )
+        )
+    return value  # type: ignore[no-any-return]
+
+
+def resolve_value(reference: str) -> Any:
+    """Return whatever `plugin.module:attr` or `py:package.module:attr` names; imports the module."""
     module_name, attribute = _split_reference(reference)
     if reference.startswith("py:"):
         add_current_folder()
@@ -37,15 +51,7 @@ def resolve_reference(reference: str) -> Callable[..., Any]:
         if not hasattr(value, part):
             raise UsageError(_diagnose_attribute(reference, module_name, value, part))
         value = getattr(value, part)
-    if not callable(value):
-        raise UsageError(
-            Diagnostic(
-                "RK606",
-                f"{reference} is a {type(value).__name__}, which cannot be called",
-                help=("name a class derived from torch.nn.Module, or a function that returns one",),
-            )
-        )
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _split_reference(reference: str) -> tuple[str, str]:

@@ -33,7 +33,8 @@ def list_options() -> Iterator[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize("command", sorted({command for command, *_ in list_options()}))
 def test_every_option_has_the_keyword_of_its_function(command: str) -> None:
-    parameters = inspect.signature(getattr(remapkit, command)).parameters
+    names = [command, "learn_through"] if command == "learn" else [command]
+    parameters = {each for name in names for each in inspect.signature(getattr(remapkit, name)).parameters}
     for owner, option, takes_value in list_options():
         if owner == command and option not in ONLY_COMMANDS:
             known = VALUES.get(option) if takes_value else FLAGS.get(option, "").partition("=")[0]
