@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remapkit.api.inputs import list_files_read, make_read_options
+from remapkit.api.inputs import list_files_read
 from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
@@ -15,6 +15,7 @@ from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
+from remapkit.formats.options import make_read_options
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.inputs import (
+from remapkit.formats.options import make_read_options
     Keys,
     NamedTarget,
     is_header,

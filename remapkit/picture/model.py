@@ -98,7 +98,7 @@ def make_picture(
     (('c', 'b'), ('missing', 'unexpected'))
     """
     plan = check.plan if check is not None else plan
-    shown = {
+    shown: dict[str, Any] = {
         "name": name,
         "verdict": proof.verdict if proof is not None else "not compiled",
         "proven": proof is not None and proof.ok,

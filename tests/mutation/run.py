@@ -49,8 +49,8 @@ from tests.mutation.faults_patterns import FAULTS as PATTERNS
 from tests.mutation.faults_plans import FAULTS as PLANS
 from tests.mutation.faults_proofs import FAULTS as PROOFS
 from tests.mutation.faults_ranks import FAULTS as RANKS
-from tests.mutation.faults_routes import FAULTS as ROUTES
 from tests.mutation.faults_relations import FAULTS as RELATIONS
+from tests.mutation.faults_routes import FAULTS as ROUTES
 from tests.mutation.faults_sources import FAULTS as SOURCES
 
 FAULTS: tuple[Fault, ...] = (

@@ -10,6 +10,7 @@ from remapkit.api.learn_through import learn_through
 from remapkit.authoring.learn import Learned
 from remapkit.cli.arguments import get_reading_options, make_option_error, parse_model_args
 from remapkit.cli.render import CommandOutcome
+from remapkit.diagnostics.wording import count_noun
 
 
 def run(args: Namespace) -> CommandOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 from remapkit.api.report import report
 from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
@@ -25,7 +26,11 @@ def run(args: Namespace) -> CommandOutcome:
         **get_reading_options(args),
         force=args.force,
     )
-    data = {"output": None if made.output is None else str(made.output), "rules": made.rules, "ok": made.ok}
+    data: dict[str, Any] = {
+        "output": None if made.output is None else str(made.output),
+        "rules": made.rules,
+        "ok": made.ok,
+    }
     data["counts"] = dict(made.counts)
     if made.output is None:
         data["text"] = made.html
