@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.inputs import (
-from remapkit.formats.options import make_read_options
     Keys,
     NamedTarget,
     is_header,
     list_files_read,
     list_rule_files,
-    make_read_options,
     prove_rules,
 )
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
@@ -22,7 +20,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.files.text import write_texts
-from remapkit.formats.options import ReadOptions
+from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.picture.model import Picture, make_picture
 from remapkit.picture.page import make_page
