@@ -14,7 +14,7 @@ from remapkit.authoring.find_relations import find_relations
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.settle import By
-from remapkit.authoring.verify_relation import _has_equal_bytes
+from remapkit.authoring.verify_relation import has_equal_bytes
 from remapkit.compute.move_bytes import read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
@@ -142,7 +142,7 @@ def _find_operations(a: Reader, b: Reader, pairing: Pairing) -> tuple[Sequence[R
     def replay(move: Move) -> bool:
         key = (move.sources, move.target, repr(move.ops))
         if key not in known:
-            known[key] = _has_equal_bytes(read_target_chunks(move, a), b.chunks(move.target))
+            known[key] = has_equal_bytes(read_target_chunks(move, a), b.chunks(move.target))
         return known[key]
 
     return found.relations, replay

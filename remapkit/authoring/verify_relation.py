@@ -58,7 +58,7 @@ class Verifier:
         }:
             return False
         return all(
-            _has_equal_bytes(read_target_chunks(move, reader), self._b.chunks(wanted[move.target]))
+            has_equal_bytes(read_target_chunks(move, reader), self._b.chunks(wanted[move.target]))
             for move in plan.moves
         )
 
@@ -89,7 +89,7 @@ class _Renamed(FileReader):
         return self._a.chunks(self._names[fqn])
 
 
-def _has_equal_bytes(made: Iterator[memoryview], wanted: Iterator[memoryview]) -> bool:
+def has_equal_bytes(made: Iterator[memoryview], wanted: Iterator[memoryview]) -> bool:
     one, other = split_evenly(made, 1 << 20), split_evenly(wanted, 1 << 20)
     while True:
         piece, like = next(one, None), next(other, None)
