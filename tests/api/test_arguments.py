@@ -16,7 +16,21 @@ import remapkit
 from remapkit.diagnostics.arguments import check_arguments
 
 FUNCTIONS = (
-    *("apply", "check", "diff", "explain", "inspect", "invert", "learn", "lint", "load", "loads", "new", "recover"),
+    *(
+        "apply",
+        "check",
+        "diff",
+        "explain",
+        "inspect",
+        "invert",
+        "learn",
+        "learn_through",
+        "lint",
+        "load",
+        "loads",
+        "new",
+        "recover",
+    ),
     *("report", "test", "verify", "open_checkpoint", "convert", "identify", "packs"),
 )
 ANYTHING = {"model", "source of verify", "target of verify", "oracle"}
