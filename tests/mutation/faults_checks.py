@@ -103,7 +103,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a declared config is not read",
         "api/apply.py",
-        "    if rules.file.target is not None and rules.file.target.config is not None:\n",
+        "    if rules.last.file.target is not None and rules.last.file.target.config is not None:\n",
         "    if False:\n",
         "apply checks against the model of a declared config",
         CONFIGS,
@@ -371,8 +371,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the first branch for all sources",
         "plans/rounding.py",
-        "ops[0].branches[number % len(ops[0].branches)]",
-        "ops[0].branches[0]",
+        "first.branches[number % len(first.branches)]",
+        "first.branches[0]",
         "each source is cast by its own operations",
         CAST,
     ),

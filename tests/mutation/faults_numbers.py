@@ -152,8 +152,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a state dict is renamed without a count",
         "compute/rename.py",
-        " and not rules.counted:",
-        ":",
+        "rules.require or rules.counted or",
+        "rules.require or",
         "params are counted in a state dict too",
         COUNTED,
     ),
