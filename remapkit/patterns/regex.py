@@ -7,6 +7,7 @@ The dialect is the regular part of Python's `re` with `re.ASCII`, matched agains
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
@@ -316,15 +317,16 @@ class _Parser:
             return _CLASSES[sign]
         if sign in _CONTROLS:
             return singleton(_CONTROLS[sign])
-        if sign in "xu":
-            return self.parse_hexadecimal(start, 2 if sign == "x" else 4)
+        if sign in "xuU":
+            return self.parse_hexadecimal(start, {"x": 2, "u": 4, "U": 8}[sign])
         if sign in "0123456789":
             raise self.refuse_digit_escape(start, sign, in_class)
         if sign in _ANCHORS and not in_class:
             help = "drop it: a pattern always matches the whole key"
             raise self.refuse("RK114", f"an anchor to {_ANCHORS[sign]}", start, self.here, help)
         if sign.isalnum() or not sign.isascii():
-            help = r"supported are \d \w \s \D \W \S \t \n \r \f \v \xhh \uhhhh, and a backslash before punctuation"
+            signs = r"\d \w \s \D \W \S \t \n \r \f \v \xhh \uhhhh \Uhhhhhhhh"
+            help = f"supported are {signs}, and a backslash before punctuation"
             raise self.refuse("RK115", f"unknown escape \\{sign}", start, self.here, help)
         return singleton(sign)
 
@@ -338,7 +340,10 @@ class _Parser:
         digits = self.value[self.here : self.here + count]
         if len(digits) < count or not set(digits) <= _HEX:
             title = f"{self.value[start : start + 2]} must be followed by {count} hexadecimal digits"
-            raise self.refuse("RK115", title, start, self.here + len(digits), r"write \xhh or \uhhhh")
+            raise self.refuse("RK115", title, start, self.here + len(digits), r"write \xhh, \uhhhh or \Uhhhhhhhh")
+        if int(digits, 16) > sys.maxunicode:
+            title = f"\\U{digits} is no character: the last one is \\U{sys.maxunicode:08x}"
+            raise self.refuse("RK115", title, start, self.here + len(digits), "correct the digits")
         self.here += count
         return singleton(chr(int(digits, 16)))
 

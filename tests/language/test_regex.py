@@ -233,6 +233,8 @@ REFUSED = [
     (r"[\1]", "RK115", 2),
     (r"\x6", "RK115", 1),
     (r"\u00g0", "RK115", 1),
+    (r"\U0001f60", "RK115", 1),
+    (r"a\U00110000", "RK115", 2),
     (r"[\b]", "RK115", 2),
     (r"a(b", "RK116", 2),
     (r"a)", "RK116", 2),
@@ -372,3 +374,9 @@ def test_problems_of_all_patterns_are_reported_at_once() -> None:
             keep=[pattern(match="(")],
         )
     assert [each.code for each in caught.value.diagnostics] == ["RK110", "RK151", "RK130", "RK116", "RK160"]
+
+
+@given(st.characters(exclude_categories=["Cs"]))
+def test_a_character_is_read_by_its_eight_digits(sign: str) -> None:
+    pattern = f"\\U{ord(sign):08x}"
+    assert PatternMatcher(compiled(pattern))(sign) is not None and re.fullmatch(pattern, sign)
