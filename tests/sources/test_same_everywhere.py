@@ -89,8 +89,8 @@ def test_diff_names_the_packs_of_two_layouts(tmp_path: Path) -> None:
     a, b = (save(tmp_path / f"{number}.pth", *names[number]) for number in (0, 1))
     found = remapkit.diff(a, b)
     assert [each.title for each in found.diagnostics] == [
-        "these keys are those of pack wan22_pth",
-        "these keys are those of pack wan22_diffusers",
+        "these keys are those of layout wan22-vae/upstream (packs wan22_pth and wan22_vae)",
+        "these keys are those of layout wan22-vae/diffusers (packs wan22_diffusers and wan22_vae_diffusers)",
     ]
 
 
