@@ -277,4 +277,4 @@ def test_D22_a_key_of_80_MB_is_refused_by_its_length_and_quickly(tmp_path: Path)
     started = time.process_time()
     found = refusal(tmp_path / "m.safetensors")
     assert "a name is 80,000,000 characters long" in found.title and len(found.place) < 1000
-    assert time.process_time() - started < 60  # a search for a better name would take hours
+    assert time.process_time() - started < 20
