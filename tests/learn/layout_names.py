@@ -50,7 +50,17 @@ def undo_blocks(side: str, *places: str) -> Undo:
     return (*numbered, (rf"^{side}!", f"{side}.{'down' if side == 'encoder' else 'up'}_blocks."))
 
 
-ENCODER_091 = ("0", "0.downsamplers.0", "0.conv_out", "1", "1.downsamplers.0", "1.conv_out", "2", "2.downsamplers.0", "3")
+ENCODER_091 = (
+    "0",
+    "0.downsamplers.0",
+    "0.conv_out",
+    "1",
+    "1.downsamplers.0",
+    "1.conv_out",
+    "2",
+    "2.downsamplers.0",
+    "3",
+)
 DECODER_091 = ("0", "1.upsamplers.0", "1", "2.conv_in", "2.upsamplers.0", "2", "3.conv_in", "3.upsamplers.0", "3")
 ENCODER_2 = ("0", "0.downsamplers.0", "1", "1.downsamplers.0", "2", "2.downsamplers.0", "3", "3.downsamplers.0")
 DECODER_2 = ("0.upsamplers.0", "0", "1.upsamplers.0", "1", "2.upsamplers.0", "2")

@@ -1,24 +1,32 @@
-"""Small models of diffusers and transformers, on the meta device: their keys and shapes are those of converters' results.
+"""Small models of diffusers and transformers, on the meta device: what converters must make.
 
 The sizes are as small as the classes allow; dimensions differ where they can, so that a wrong one is seen.
 """
 
+# ruff: noqa: PIE804 - keyword arguments that the classes take as they come, several a line
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+# Neither is typed throughout.
+diffusers: Any = import_module("diffusers")
+transformers: Any = import_module("transformers")
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8}
 ROPE: dict[str, Any] = {"axes_dims_rope": (2, 2, 4)}
 MINIMAX: dict[str, Any] = {**HEADS, "hidden_size": 12, "num_layers": 3, "num_refiner_layers": 2, "ffn_dim": 10}
 VAE: dict[str, Any] = {"latent_channels": 4, "layers_per_block": (1,) * 5}
-EFFICIENT: dict[str, Any] = {"block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"), "layers_per_block": (1, 1, 2)}
+EFFICIENT: dict[str, Any] = {
+    "block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"),
+    "layers_per_block": (1, 1, 2),
+}
 
 MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "auraflow": lambda: diffusers.AuraFlowTransformer2DModel(
@@ -108,7 +116,13 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     ),
     "lumina2": lambda: diffusers.Lumina2Transformer2DModel(
         **{"sample_size": 4, "in_channels": 4, "hidden_size": 24, "num_layers": 3, "num_attention_heads": 3},
-        **{"num_kv_heads": 1, "multiple_of": 4, "axes_dim_rope": (4, 2, 2), "axes_lens": (4, 4, 4), "cap_feat_dim": 6},
+        **{
+            "num_kv_heads": 1,
+            "multiple_of": 4,
+            "axes_dim_rope": (4, 2, 2),
+            "axes_lens": (4, 4, 4),
+            "cap_feat_dim": 6,
+        },
     ),
     "minimax_h3": lambda: diffusers.MiniMaxH3Transformer3DModel(
         **MINIMAX,
@@ -117,7 +131,13 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     ),
     "mochi": lambda: diffusers.MochiTransformer3DModel(
         **(HEADS | {"attention_head_dim": 4}),  # the converter knows one number of layers
-        **{"num_layers": 48, "pooled_projection_dim": 6, "in_channels": 4, "text_embed_dim": 10, "time_embed_dim": 12},
+        **{
+            "num_layers": 48,
+            "pooled_projection_dim": 6,
+            "in_channels": 4,
+            "text_embed_dim": 10,
+            "time_embed_dim": 12,
+        },
     ),
     "motion": lambda: diffusers.MotionAdapter(
         **{"block_out_channels": (4, 8), "motion_layers_per_block": 1, "motion_num_attention_heads": 2},

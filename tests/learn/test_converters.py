@@ -1,151 +1,101 @@
 """The exam: what is learned through diffusers' converters, or from A and B, is held against their bytes.
 
-`learn` and `learn_through` are run as a user runs them, the written file is applied by the engine, and every key of
-either side must be right or be named as not taken. A file that is learned from values is then applied to other values
-of the same layout: a guess that only fits the values that it was made from is wrong there.
+26 layouts have the keys and the shapes of small models of diffusers and transformers; 4 have them but for the rows of
+fused tensors, which their converters cut by numbers of the real size.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("diffusers")
-from converters import LAYOUTS, Kind, State, find_differences, get_converter, make_layout
-from safetensors.torch import save_file
+from converter_floors import FLOORS, GUESSES, KINDS, get_floor
+from converters import LAYOUTS, WAN_VAE, Kind, find_differences, make_layout
+from exam_converters import sit, sit_through
 
-import remapkit
-from remapkit.authoring.learn import Learned
-from remapkit.authoring.through import RandomTensors
-from remapkit.diagnostics.errors import UsageError
-from remapkit.formats.manifest import write_manifest
+from remapkit.api import learn as command
+from remapkit.authoring import find_relations, learn
+from remapkit.authoring.pair_by_value import Pairing, pair_by_value
+from remapkit.authoring.verify_relation import Verifier
+from remapkit.formats.manifest import read_manifest
 
-KINDS = ("random", "constant", "tied", "changed", "missing", "more", "cast")
-
-
-@dataclass(slots=True)
-class Marks:
-    """What the judge found: targets that are reproduced, and what is wrong."""
-
-    right: int = 0
-    wrong: list[str] = field(default_factory=list)
+DIT = Path(__file__).parents[2] / "rules" / "keys" / "wan21_dit_upstream.json"
+FUSED = {"chroma", "flux", "hunyuan", "lumina2"}
+"""The models whose converters cut fused tensors by numbers."""
 
 
-def make_a(name: str, kind: str, seed: int = 0) -> State:
-    a = RandomTensors(make_layout(name), seed).make_state()
-    firsts: dict[object, str] = {}
-    for place, fqn in enumerate(a):
-        first = firsts.setdefault(a[fqn].shape, fqn)
-        if kind == "constant" and place % 3:
-            a[fqn] = torch.full_like(a[fqn], place % 3 - 1)
-        if kind == "tied" and place % 4 == 1:
-            a[fqn] = a[first].clone()
-    return a
+def find_faults(name: str, kind: str, folder: Path) -> list[str]:
+    marks = sit_through(name, folder) if kind == "through" else sit(name, kind, folder)
+    found = list(marks.wrong)
+    if marks.right < get_floor(name, kind):
+        found.append(f"{marks.right} targets are right, not {get_floor(name, kind)}")
+    if len(marks.guessed) > GUESSES.get((name, kind), 0):
+        found.append(f"more guesses than before: {marks.guessed}")
+    return found
 
 
-def convert(name: str, a: State) -> State:
-    return {fqn: tensor.clone().contiguous() for fqn, tensor in get_converter(name)(dict(a)).items()}
+def test_at_least_twenty_layouts_are_those_of_models() -> None:
+    kinds = {name: layout.kind for name, layout in LAYOUTS.items()}
+    assert {LAYOUTS[name].model for name, kind in kinds.items() if kind is Kind.WIDE} == FUSED
+    assert sum(kind is Kind.MODEL for kind in kinds.values()) == 26 and FLOORS.keys() == kinds.keys()
 
 
-def spoil(b: State, kind: str) -> set[str]:
-    """Change B; return the keys whose values no converter gives."""
-    first, last = next(iter(b)), list(b)[-1]
-    if kind == "changed":
-        b[last] = b[last].flip(0) + 1
-        return {last}
-    if kind == "missing":
-        del b[first]
-        return {first}
-    if kind == "more":
-        b[f"{last}.more"] = torch.rand(5)
-    if kind == "cast":
-        b[first] = b[first].double()
-        return {first}
-    return set()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_converter_makes_the_keys_and_shapes_of_the_model(name: str) -> None:
+    assert find_differences(name) == []
 
 
-def judge(learned: Learned, a: State, b: State) -> Marks:
-    """Apply the written file with the engine; every key of A and B must be right, or be named as not taken."""
-    made, taken = run_rules(learned.text, a)
-    marks = Marks(sum(fqn in b and same(tensor, b[fqn]) for fqn, tensor in made.items()))
-    open_a = {*learned.only_a, *learned.undecided, *learned.unsaid}
-    open_b = {*learned.only_b, *learned.open_b, *learned.unsaid.values()}
-    marks.wrong += [f"{fqn} is wrong" for fqn, tensor in made.items() if fqn not in b or not same(tensor, b[fqn])]
-    marks.wrong += [f"{fqn} of B is not named" for fqn in b if fqn not in made and fqn not in open_b]
-    marks.wrong += [f"{fqn} of A is not named" for fqn in a if fqn not in taken and fqn not in open_a]
-    return marks
+@pytest.mark.slow
+def test_the_keys_of_published_files_are_those_of_the_layout() -> None:
+    for name, file in (("wan_vae_to_diffusers", WAN_VAE), ("wan_transformer_to_diffusers", DIT)):
+        there = set(read_manifest(file))
+        ours = {fqn for fqn in make_layout(name) if "img" not in fqn}
+        assert ours <= there and len(ours) > 90
 
 
-def run_rules(text: str, a: State) -> tuple[State, State]:
-    rules = remapkit.loads(text)
-    taken = {fqn: tensor for fqn, tensor in a.items() if rules.match(fqn)}
-    return dict(rules(taken)), taken
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["through", *KINDS])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_tensor_is_wrong_and_as_many_as_ever_are_right(name: str, kind: str, tmp_path: Path) -> None:
+    assert find_faults(name, kind, tmp_path) == []
 
 
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+# ------------------------------------------------------------------------------------------------ planted faults
 
 
-def find_guesses(name: str, learned: Learned, spoiled: set[str]) -> list[str]:
-    """Return the targets that the rules get wrong on other values than those that they were learned from."""
-    a = make_a(name, "random", seed=1)
-    made, _ = run_rules(learned.text, a)
-    b = convert(name, a)
-    told = {each.target for each in learned.settled.values()}
-    told |= {fqn for each in learned.relations if each.by for fqn in each.targets}
-    wrong = [fqn for fqn, one in made.items() if fqn not in spoiled and not (fqn in b and same(one, b[fqn]))]
-    print("     told guesses", len([f for f in wrong if f in told]), file=sys.stderr)
-    return [f"{fqn} is a guess" for fqn in wrong if fqn not in told]
+def ignore_duplicates(*given: object) -> Pairing:
+    found = pair_by_value(*given)  # type: ignore[arg-type]
+    pairs = {fqn: others[0] for fqn, others in found.alike.items()}
+    return replace(found, pairs={**pairs, **found.pairs}, alike={})
 
 
-def sit(name: str, kind: str, folder: Path) -> Marks:
-    """Learn from the checkpoints of a converter's source and result; nothing learned is nothing right."""
-    a = make_a(name, kind)
-    b = convert(name, a)
-    spoiled = spoil(b, kind)
-    for state, file in ((a, "a"), (b, "b")):
-        save_file(state, folder / f"{file}.safetensors")
-    try:
-        report = remapkit.learn(folder / "a.safetensors", folder / "b.safetensors")
-    except UsageError as error:
-        assert error.diagnostics[0].code == "RK625"
-        return Marks()
-    marks = judge(report.learned, a, b)
-    marks.wrong += find_guesses(name, report.learned, spoiled)
-    return marks
+def turn_round(*given: object) -> object:
+    found = BUILD(*given)  # type: ignore[arg-type]
+    return found and replace(found, targets=found.targets[::-1])
 
 
-def sit_through(name: str, folder: Path) -> Marks:
-    """Learn through the converter, and apply the file to values that it has not seen."""
-    write_manifest(make_layout(name), folder / "a.json")
-    reference = f"py:diffusers.loaders.single_file_utils:convert_{name}"
-    report = remapkit.learn_through(reference, folder / "a.json", arg=dict(LAYOUTS[name].args))
-    a = make_a(name, "random", seed=1)
-    return judge(report.learned, a, convert(name, a))
+BUILD = find_relations.build_cut
+FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "no replay": lambda patch: patch.setattr(learn, "_find_wrong_rules", lambda *given: set()),
+    "a duplicate is ignored": lambda patch: patch.setattr(command, "pair_by_value", ignore_duplicates),
+    "another order": lambda patch: patch.setattr(find_relations, "build_cut", turn_round),
+    "another order that is believed": lambda patch: (
+        patch.setattr(find_relations, "build_cut", turn_round),
+        patch.setattr(Verifier, "is_true", lambda *given: True),
+        patch.setattr(command, "has_equal_bytes", lambda *given: True),
+    )[0],
+}
 
 
-def print_floors(names: Sequence[str]) -> None:
-    """Print what is reached now, for the table of floors."""
-    import tempfile, time
-
-    for name in names:
-        found = []
-        for kind in ("through", *KINDS):
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.process_time()
-                try:
-                    marks = sit_through(name, Path(folder)) if kind == "through" else sit(name, kind, Path(folder))
-                except Exception as error:
-                    print(name, kind, repr(error)[:300]); continue
-                print("  ", kind, len(convert(name, make_a(name, kind if kind in ("constant","tied") else "random"))), marks.right, len(marks.wrong), marks.wrong[:2], round(time.process_time()-start,1), flush=True)
-            found.append(marks.right)
-        print(f"    {name!r}: {tuple(found)},", flush=True)
-
-
-if __name__ == "__main__":
-    print_floors([n for n in LAYOUTS if not sys.argv[1:] or any(x in n for x in sys.argv[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_fails_the_exam(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("flux2_transformer_checkpoint_to_diffusers", "sd3_t5_checkpoint_to_diffusers")
+    FAULTS[fault](monkeypatch)
+    assert any(find_faults(name, kind, tmp_path) for name in names for kind in ("changed", "tied"))
