@@ -1,7 +1,7 @@
 """Source layouts of diffusers' single-file converters, and of what kind each is.
 
-A layout of kind `MODEL` is proven: what the converter makes of it has exactly the keys and the shapes of a small model
-of the real class. One of kind `WIDE` has them but for the fused tensors that the converter cuts by numbers of the real
+A layout of kind `MODEL` is proven: what the converter makes of it has exactly the keys and shapes of a small model
+of the real class. One of kind `WIDE` has them but for fused tensors that the converter cuts by numbers of the real
 size: these have as many rows as it wants. Both are tested: a layout that is made up cannot pass for a real one.
 """
 
@@ -39,11 +39,11 @@ class Kind(Enum):
 class Layout:
     """How the layout that a converter reads follows from the model that it fills.
 
-    `names` are replacements of regular expressions, applied in order to each key of the model: keys that become one
-    are joined along dimension 0. `asks` are instead keys to begin with for a converter that asks for the others by name.
-    `more` are keys that the converter drops, `lacks` matches buffers that the model makes itself, `unshaped` matches
-    keys that the source holds in another shape, and `wide` gives the rows of those whose rows are written into the
-    converter. `args` are its further arguments.
+    `names` are replacements of regular expressions, applied in order to each key of the model; keys that become one
+    are joined along dimension 0. `asks` are instead keys to begin with, for a converter that asks for the others by
+    name. `more` are keys that the converter drops, `lacks` matches buffers that the model makes itself, `unshaped`
+    matches keys that the source holds in another shape, and `wide` gives the rows of those whose rows are written
+    into the converter. `args` are its further arguments.
     """
 
     model: str

@@ -41,6 +41,7 @@ from pathlib import Path
 from tests.mutation.fault import ROOT, Fault
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
+from tests.mutation.faults_exam import FAULTS as EXAM
 from tests.mutation.faults_hints import FAULTS as HINTS
 from tests.mutation.faults_matching import FAULTS as MATCHING
 from tests.mutation.faults_numbers import FAULTS as NUMBERS
@@ -63,6 +64,7 @@ FAULTS: tuple[Fault, ...] = (
     *CHECKS,
     *AUTHORING,
     *RELATIONS,
+    *EXAM,
     *NUMBERS,
     *RANKS,
     *ROUTES,
