@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -422,6 +423,18 @@ def test_fifty_thousand_rules_are_read_and_half_a_million_are_refused() -> None:
     assert len(read_text(rules_text(50_000)).rules) == 50_000
     flood = "".join(f"- {{id: {n}, path: a, to: b}}\n" for n in range(300_000))
     assert [each.code for each in examine_text(f"remapkit: 1\nname: t\nrules:\n{flood}").problems] == ["RK012"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("text", ["remapkit: 1\nname: t\nkeep: ['a']\n", "a: [", "- " * 500, ""])
+def test_the_search_for_cycles_goes_on_as_before(text: str, enabled: bool) -> None:
+    try:
+        if not enabled:
+            gc.disable()
+        examine_text(text)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
 
 
 def test_neither_jsonschema_nor_yaml_is_imported_before_a_file_is_read() -> None:
