@@ -127,7 +127,7 @@ def is_canonical_integer(word: str) -> bool:
     >>> [is_canonical_integer(word) for word in ("0", "12", "012", "w1", "")]
     [True, True, False, False, False]
     """
-    return _INTEGER.fullmatch(word) is not None
+    return "0" <= word[:1] <= "9" and _INTEGER.fullmatch(word) is not None  # most words are none by their first sign
 
 
 def mask_indices(fqn: str) -> str:
