@@ -26,8 +26,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the parts of a split in the wrong order",
         "authoring/build_cut.py",
-        "    in_order = sorted(selections, key=lambda one: int(rows[id(one)].min()))\n",
-        "    in_order = sorted(selections, key=lambda one: -int(rows[id(one)].min()))\n",
+        'tuple(selection.target.fqn for selection in selections),\n        cut="split",',
+        'tuple(selection.target.fqn for selection in selections)[::-1],\n        cut="split",',
         "the parts of a split follow one another as their rows do",
         EXAM,
     ),
