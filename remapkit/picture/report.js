@@ -10,6 +10,10 @@
     undetermined: ["?", "bad", "undetermined"], dropped: ["⌫", "warn", "dropped"], tied: ["∞", "note", "tied"],
     absent: ["–", "soft", "not in this size"], interchangeable: ["⇄", "note", "interchangeable"], values: ["◇", "note", "only values can show it"],
   };
+  const FAULTS = {
+    ambiguous: "two rules take one key", cut: "one key can be read in two ways", within: "two keys of one rule become one target",
+    across: "keys of two rules become one target", open: "a key that passes through meets a target",
+  };
   const QUIET = new Set(["interchangeable", "values"]);
   const color = rule => `var(--r${rule % COLORS})`;
   const dash = rule => DASHES[Math.floor(rule / COLORS) % DASHES.length];
@@ -211,6 +215,7 @@
   function pair() {
     source.mates = new Set(); target.mates = new Set();
     if (!state.active) return;
+    state.active.rows = new Set(state.active.keys.map(key => state.active.tree.at[key]).filter(row => row >= 0));
     const { tree, keys } = state.active, other = tree === source ? target : source;
     for (const key of keys) for (const each of tree.pairs[key]) for (const mate of tree === source ? [each[1]] : each[0]) if (other.at[mate] >= 0) other.mates.add(other.at[mate]);
   }
@@ -240,8 +245,9 @@
       for (const key of pair[0]) {
         const from = source.at[key];
         if (from < 0) continue;
-        const name = from + " " + to + " " + pair[2] + " " + pair[3], edge = found.get(name);
-        if (edge) edge.count++; else found.set(name, { from, to, rule: pair[2], op: pair[3], count: 1, pair });
+        const name = from + " " + to + " " + pair[2];
+        if (!found.has(name)) found.set(name, { from, to, rule: pair[2], ops: new Set() });
+        found.get(name).ops.add(pair[3]);
       }
     }
     edges = [...found.values()]; bySource = []; byTarget = [];
@@ -263,18 +269,23 @@
       const first = Math.floor(tree.pane.scrollTop / HEIGHT), last = Math.ceil((tree.pane.scrollTop + tree.pane.clientHeight) / HEIGHT);
       for (let row = first; row < last; row++) for (const edge of index[row] || []) seen.add(edge);
     }
-    /* Those of the selected row first, and drawn last: on top. */
-    const active = state.active && state.active.tree, end = active === source ? "from" : "to", hot = edge => active && edge[end] === active.cursor;
-    const shown = [...[...seen].filter(hot), ...[...seen].filter(edge => !hot(edge))].slice(0, MAX_EDGES).reverse(), w = box.width, drawings = new Map();
+    /* If there are too many: those of the selected row first, then those with both ends in sight. The first are drawn last, on top. */
+    const active = state.active && state.active.tree, end = active === source ? "from" : "to", hot = edge => active && state.active.rows.has(edge[end]);
+    const inside = edge => [edge.from, edge.to].every((row, side) => { const y = tops[side] + row * HEIGHT; return y >= 0 && y <= box.height; });
+    const ranks = [[], [], [], []], w = box.width, drawings = new Map();
+    for (const edge of seen) ranks[(hot(edge) ? 0 : 2) + (inside(edge) ? 0 : 1)].push(edge);
+    const shown = ranks.flat().slice(0, MAX_EDGES).reverse();
     find("undrawn").textContent = seen.size > shown.length ? `${number(shown.length)} of ${number(seen.size)} lines drawn` : "";
     for (const edge of shown) {
       const a = tops[0] + edge.from * HEIGHT, b = tops[1] + edge.to * HEIGHT;
       const path = add(svg, "path", { class: hot(edge) ? "edge hot" : active ? "edge cool" : "edge", d: `M0 ${a}C${w / 2} ${a} ${w / 2} ${b} ${w} ${b}` });
       path.style.stroke = color(edge.rule); path.style.strokeDasharray = dash(edge.rule);
-      const [drawn, text] = data.operations[edge.op];
-      add(path, "title", {}).textContent = show(data.rules[edge.rule]) + (text ? ": " + show(text) : "");
+      add(path, "title", {}).textContent = show(data.rules[edge.rule]);
       if (!drawings.has(edge.to)) drawings.set(edge.to, new Map());
-      for (const drawing of drawn) drawings.get(edge.to).set(String(drawing), [drawing, edge.rule, text]);
+      for (const op of edge.ops) for (const drawing of data.operations[op][0]) {
+        const known = drawings.get(edge.to).get(String(drawing));
+        drawings.get(edge.to).set(String(drawing), [drawing, edge.rule, known ? known[2] : data.operations[op][1]]);
+      }
     }
     /* Operations stand at the target's end: there no two edges of a split or a stack meet. */
     for (const [row, found] of drawings) {
@@ -356,7 +367,7 @@
     if (data.witness_count > data.witnesses.length) cards.append(make("div", "card", `${number(data.witnesses.length)} of ${number(data.witness_count)} witnesses of the proof shown`));
     for (const each of data.witnesses) {
       const card = make("div", "card"); card.dataset.fault = each.fault;
-      card.append(make("b", "bad", "witness "), show(`${each.fault} · ${each.rules.join(", ")} · `), make("code", "", show(each.keys.join("  and  ") + (each.targets.length ? "  →  " + [...new Set(each.targets)].join(", ") : ""))));
+      card.append(make("b", "bad", "witness "), show(`${FAULTS[each.fault] || each.fault} · ${each.rules.join(", ")} · `), make("code", "", show(each.keys.join("  and  ") + (each.targets.length ? "  →  " + [...new Set(each.targets)].join(", ") : ""))));
       cards.append(card);
     }
     for (const each of data.problems) {
@@ -370,7 +381,8 @@
     if (!cards.childElementCount) return;
     const errors = data.problems.filter(each => each.severity === "error").length;
     box.hidden = false; box.open = errors > 0;
-    box.querySelector("summary").textContent = errors ? `✕ ${errors} problem${errors > 1 ? "s" : ""}, and ${data.problems.length - errors} more messages` : `${data.problems.length} message${data.problems.length > 1 ? "s" : ""}`;
+    const others = data.problems.length - errors;
+    box.querySelector("summary").textContent = errors ? `✕ ${noun(errors, "problem")}${others ? `, and ${noun(others, "more message")}` : ""}` : noun(others, "message");
   }
   function setTheme(name) { document.documentElement.dataset.theme = name; }
   const dark = matchMedia("(prefers-color-scheme: dark)");

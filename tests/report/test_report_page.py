@@ -113,6 +113,9 @@ EVIL = (
     "<!--<script>",
     "q\"'&amp;.\u2028.ü😀",
     "__proto__.constructor",
+    "x" * 10_000,
+    "a.\u202eevil.\u05d0\u05d1.weight",
+    "deep." * 2_000 + "w",
 )
 
 
@@ -123,16 +126,20 @@ def test_hostile_names_do_no_harm(browser: Any, tmp_path: Path) -> None:
     shown = browser.execute_script(
         "return [...document.querySelectorAll('#source .row .key')].map(x => x.textContent)"
     )
-    assert sorted(shown) == sorted(EVIL)
+    assert sorted(shown) == sorted(name.replace("\u2028", "\\u2028").replace("\u202e", "\\u202e") for name in EVIL)
+    browser.execute_script("document.querySelectorAll('#source .row')[4].click()")
+    wait(browser, "document.querySelector('#source .row.active') !== null")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.execute_script("return document.getElementById('detail').textContent.includes('x'.repeat(10000))")
 
 
 def test_sixty_thousand_keys_are_a_bounded_number_of_rows(browser: Any, tmp_path: Path) -> None:
     rules = remapkit.loads("remapkit: 1\nname: big\nrules:\n  - {id: all, path: 'a.{n:int}.{x}', to: 'b.{n}.{x}'}\n")
     keys = {f"a.{number}.w{number % 7}": SPEC for number in range(60_000)}
     open_page(browser, tmp_path, remapkit.report(rules, keys=keys).html)
-    assert text(browser, "pairs") == "60000 pairs"
+    assert text(browser, "pairs") == "60,000 pairs"
     search(browser, "a.")
-    wait(browser, "document.getElementById('hits').textContent.startsWith('60000 hits')")
+    wait(browser, "document.getElementById('hits').textContent.startsWith('60,000 hits')")
     browser.execute_script("for (const x of document.querySelectorAll('.pane')) x.scrollTop = x.scrollHeight")
     wait(browser, "!!document.querySelector('#source .row[data-row=\"59999\"]')")
     assert 0 < browser.execute_script("return document.querySelectorAll('.row').length") < MAX_ROWS
