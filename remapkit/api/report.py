@@ -155,9 +155,7 @@ def _draw_rules(
     held = _check_target(counted, plan, named, strict_dtype)
     found = _list_diagnostics(plan, held, proof, blocking, notes)
     layouts = (_name_layout(rules.file.source_layout), _name_layout(rules.last.file.target_layout))
-    picture = make_picture(
-        plan, held.check, proof, found, name=rules.name, checked=held.how, layouts=layouts
-    )
+    picture = make_picture(plan, held.check, proof, found, name=rules.name, checked=held.how, layouts=layouts)
     return picture, found
 
 

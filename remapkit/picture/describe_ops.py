@@ -82,7 +82,9 @@ def _describe(op: Op) -> str:
     if not is_dataclass(op):
         return op.name
     named = [(each.name, getattr(op, each.name)) for each in fields(op)]
-    parts = ", ".join(f"{name} {_write(value)}" for name, value in named if isinstance(value, int | float | str | tuple))
+    parts = ", ".join(
+        f"{name} {_write(value)}" for name, value in named if isinstance(value, int | float | str | tuple)
+    )
     return f"{op.name} {parts}".strip()
 
 

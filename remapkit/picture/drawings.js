@@ -10,10 +10,10 @@ const drawOperation = (() => {
     if (full >= 0) fill = dim === 0 ? `M${x} ${y + h * full / parts}h${w}v${h / parts}h${-w}z` : `M${x + w * full / parts} ${y}h${w / parts}v${h}h${-w / parts}z`;
     return { lines, fill };
   };
-  const join = (...parts) => ({ lines: parts.map(part => part.lines || part).join(""), fill: parts.map(part => part.fill || "").join("") });
+  const join = (...parts) => ({ lines: parts.map(part => typeof part === "string" ? part : part.lines).join(""), fill: parts.map(part => part.fill || "").join("") });
   const pieces = (x, count, dim) => dim === 0
     ? join(...Array.from({ length: count }, (_, part) => box(x, 1 + part * (18 / count), 10, 18 / count - 2)))
-    : join(...Array.from({ length: count }, (_, part) => box(x - 2 + part * (14 / count), 3, 14 / count - 2, 14)));
+    : join(...Array.from({ length: count }, (_, part) => box(x - 1 + part * (14 / count), 3, 14 / count - 2, 14)));
   const sheets = x => join(box(x, 7, 8, 11), `M${x + 2.5} 7v-2.5h8v11h-2.5M${x + 5} 4.5v-2.5h8v11h-2.5`);
   const bars = (x, heights, fill) => ({
     lines: "", fill: heights.map((tall, place) => tall === fill ? `M${x + place * 3} 3h2v14h-2z` : `M${x + place * 3} 3h2v1h-2zM${x + place * 3} 16h2v1h-2zM${x + place * 3} 4h.7v12h-.7zM${x + place * 3 + 1.3} 4h.7v12h-.7z`).join(""),
@@ -38,7 +38,7 @@ const drawOperation = (() => {
     slice: dim => join(box(2, 1, 10, 18, 3, dim, 1), arrow, dim === 0 ? box(22, 7, 10, 6, 1, 0, 0) : box(24, 3, 6, 14, 1, 0, 0)),
     pad: () => join(box(2, 6, 8, 8, 1, 0, 0), arrow, box(21, 2, 12, 16), box(23, 6, 8, 8, 1, 0, 0)),
     cast: () => join("M2 10c2-9 5-9 6.5 0s4 9 5.5 0", "M18 10h2.5v-5h3.5v5h3v5h3.5v-5h1.5"),
-    scale: () => join(box(2, 5, 9, 10), "M15 7l6 6M21 7l-6 6", "M26 7l2-1v8M26 14h4"),
+    scale: () => join(box(2, 5, 9, 10), "M15 7l6 6M21 7l-6 6", "M26 8.5c0-3.5 5-3.5 5 0c0 2-5 3-5 6h5"),
     add: () => join(box(2, 5, 9, 10), "M18 6v8M14 10h8", "M26 7l2-1v8M26 14h4"),
     fill: () => join("M2 4v-2h2M8 2h2v2M10 16v2h-2M4 18h-2v-2", arrow, box(22, 2, 10, 16, 1, 0, 0)),
     flip: () => join(box(2, 1, 10, 18, 3, 0, 0), arrow, box(22, 1, 10, 18, 3, 0, 2)),
@@ -47,7 +47,7 @@ const drawOperation = (() => {
     rope: () => join(bars(1, [1, 0, 1, 0], 1), "M15 10h4m-2-2 2 2-2 2", bars(22, [1, 1, 0, 0], 1)),
     group_qkv: () => join(bars(1, [1, 1, 0, 0], 1), "M15 10h4m-2-2 2 2-2 2", bars(22, [1, 0, 1, 0], 1)),
     ungroup_qkv: () => join(bars(1, [1, 0, 0, 1], 1), "M15 10h4m-2-2 2 2-2 2", bars(22, [1, 1, 0, 0], 1)),
-    other: () => join("M20 4c-3-2-4 0-4.5 3l-1.500 8c-.5 3-2 3-4 2M11 9h8"),
+    other: () => join("M20 4c-3-2-4 0-4.5 3l-1.5 8c-.5 3-2 3-4 2M11 9h8"),
   };
   DRAWINGS.zeros = DRAWINGS.fill;
   return ([name, dim, index, count], x, y) => {

@@ -24,9 +24,9 @@ MAX_WITNESSES = 50
 class Side:
     """One side of the page: its name, and for each key its dtype, shape and state.
 
-    `layout` is its name where the rules name it (`from:`, `to:`). `families` lists keys that differ only in numbers: a name with ranges, and the positions of its keys. `marks` are
-    the positions of targets that names and shapes cannot tell apart (`interchangeable`) or of which only values can
-    show that they are right (`values`).
+    `layout` is its name where the rules name it (`from:`, `to:`). `families` lists keys that differ only in numbers:
+    a name with ranges, and the positions of its keys. `marks` are the positions of targets that names and shapes
+    cannot tell apart (`interchangeable`) or of which only values can show that they are right (`values`).
     """
 
     name: str
