@@ -1,7 +1,7 @@
 """The tutorial, word for word: its files are written, its commands run, and they print what the page shows.
 
-`UPDATE_GOLDEN=1 pytest tests/tutorial` writes what they print into the page. Read what changed as somebody who has never
-seen remapkit.
+`UPDATE_GOLDEN=1 pytest tests/tutorial` writes what they print into the page. Read what changed as somebody who has
+never seen remapkit.
 """
 
 from __future__ import annotations
