@@ -27,5 +27,7 @@ def test_the_page_on_reports_names_every_mark() -> None:
     script = (DOCS.parent / "remapkit" / "picture" / "report.js").read_text(encoding="utf-8")
     states = script.split("const STATES = {")[1].split("};")[0]
     shown = set(re.findall(r'\["(.)", "\w+", "([^"]+)"\]', states))
-    table = set(re.findall(r"^\| ([^|]) \| ([^|]+) \|", (DOCS / "report.md").read_text(encoding="utf-8"), re.MULTILINE))
+    table = set(
+        re.findall(r"^\| ([^|]) \| ([^|]+) \|", (DOCS / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     assert shown == table and len(shown) == 9

@@ -55,6 +55,11 @@ def test_every_key_appears_once_and_the_counts_add_up(source: set[str], target: 
     assert {key for key, state in states.items() if state == "unexpected"} == made - target
     assert {key for key, state in states.items() if state == "matched"} == made & target
     assert counts["interchangeable"] == count_interchangeable(header)
+    states = dict(zip(picture.source.keys, picture.source.states, strict=True))
+    assert {key for key, state in states.items() if state == "moved"} == {
+        key for each in plan.moves for key in each.sources
+    }
+    assert {key for key, state in states.items() if state == "dropped"} == {each.fqn for each in plan.dropped}
     dropped = {picture.source.keys[key]: picture.rules[rule] for key, rule in picture.drops}
     assert dropped == {each.fqn: each.rule.id for each in plan.dropped}
     moves = {move.target: (move.sources, move.rule.id) for move in plan.moves}
@@ -118,6 +123,7 @@ def test_the_exit_status_is_that_of_check(tmp_path: Path, capsys: pytest.Capture
         "foreign": {"a.0.w": [4], "a.1.w": [4], "other": [4]},
         "shape": {"a.0.w": [4], "a.1.w": [5]},
         "rank": {"a.0.w": [4], "a.1.w": [4, 1]},
+        "small": {"a.0.w": [8]},
     }
     for name, keys in manifests.items():
         for side, prefix in (("source", "a"), ("target", "b")):
@@ -128,7 +134,7 @@ def test_the_exit_status_is_that_of_check(tmp_path: Path, capsys: pytest.Capture
     rules.write_text(
         f"remapkit: 1\nname: r\n{declared}rules:\n  - {{id: a, path: 'a.{{n:int}}.w', to: 'b.{{n}}.w'}}\n"
     )
-    seen = set()
+    seen, absent = set(), 0
     for source in manifests:
         for target in (None, *manifests):
             words = [str(rules), "--keys", str(tmp_path / f"source-{source}.json")]
@@ -140,14 +146,16 @@ def test_the_exit_status_is_that_of_check(tmp_path: Path, capsys: pytest.Capture
             faults = counts["missing"] + counts["unexpected"] + counts["mismatch"] + counts["undetermined"]
             assert bool(faults) == bool(made), (source, target)
             seen.add((made, target is None))
+            absent += counts["absent"]
             capsys.readouterr()
     assert seen == {(0, True), (1, True), (0, False), (1, False)}
+    assert absent == 1, "of the small one, which has one layer where the manifest has two, and is no part of it"
 
 
 def test_a_checkpoint_of_another_layout_is_told_so() -> None:
     found = remapkit.report("flux_bfl", keys="rules/keys/gpt2_hf.json")
     (first, *_) = [each for each in found.diagnostics if each.code == "RK301"]
-    assert any("gpt2/transformers" in help for help in first.help) and not found.ok
+    assert any("packs gpt2_hf" in help for help in first.help) and not found.ok
     data = json.loads(found.html.split('type="application/json" id="data">')[1].split("</script>")[0])
     assert (data["source"]["layout"], data["target"]["layout"]) == ("flux/bfl", "flux/diffusers")
 
