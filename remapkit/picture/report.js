@@ -28,7 +28,8 @@
     return made;
   };
   const state = { query: "", status: null, rule: null, op: null, active: null };
-  const ops = data.operations.map(([drawings]) => drawings.map(each => each[0]));
+  const ops = data.operations.map(([drawings]) => drawings.map(each => each[0])), first = new Map();
+  for (const [drawings] of data.operations) for (const each of drawings) if (!first.has(each[0])) first.set(each[0], each);
 
   class Tree {
     constructor(name) {
@@ -116,6 +117,7 @@
       made.append(make("span", "twist", row.leaf ? "" : row.node.open ? "▾" : "▸"), this.label(row));
       if (!row.leaf) made.append(make("span", "count", "×" + all.length));
       made.append(make("span", "fill"));
+      const closed = row.leaf || !row.node.open || !row.node.kids.size;
       for (const [name, count] of info.marks) {
         const [symbol, cls, text] = STATES[name], quiet = QUIET.has(name), mark = make("span", `mark ${cls}${quiet ? " quiet" : ""}`, symbol);
         mark.title = text; mark.setAttribute("role", "img"); mark.setAttribute("aria-label", all.length > 1 ? `${count} ${text}` : text);
@@ -123,9 +125,8 @@
         if (words) mark.append(make("span", "", " " + words));
         made.append(mark);
       }
-      for (const op of info.ops.slice(0, 2)) for (const drawing of data.operations[op][0].slice(0, 2)) made.append(drawOperation(drawing));
+      if (closed) for (const name of info.drawn.slice(0, 2)) made.append(drawOperation(first.get(name)));
       if (row.leaf) made.append(make("span", "shape", this.side.dtypes[row.keys[0]] + " " + this.side.shapes[row.keys[0]]));
-      const closed = row.leaf || !row.node.open || !row.node.kids.size;
       if (closed && info.rules.length || this.name === "target") {
         const ruled = make("span", "ruled"), rules = closed ? info.rules : [];
         for (const rule of rules.slice(0, 4)) { const dot = make("i", "dot"); dot.style.background = color(rule); ruled.append(dot); }
@@ -151,7 +152,8 @@
         if (this.drops.has(key)) rules.add(this.drops.get(key));
         for (const pair of this.pairs[key]) { rules.add(pair[2]); if (pair[3]) used.add(pair[3]); }
       }
-      return holder.info = { marks: this.count(keys), rules: [...rules], ops: [...used] };
+      const drawn = new Set([...used].flatMap(op => ops[op]));
+      return holder.info = { marks: this.count(keys), rules: [...rules], drawn: [...drawn] };
     }
     count(keys) {
       const found = new Map(), add = name => found.set(name, (found.get(name) || 0) + 1);
@@ -346,9 +348,8 @@
       const made = addButton("filters", "status", name, [make("span", "", `${symbol} ${number(data.counts[name])} ${text}`)], `show only: ${text}`);
       made.classList.add(cls); made.dataset.state = name;
     }
-    const uses = new Map(), first = new Map();
+    const uses = new Map();
     for (const pair of data.pairs) for (const name of new Set(ops[pair[3]])) uses.set(name, (uses.get(name) || 0) + 1);
-    for (const [drawings] of data.operations) for (const each of drawings) if (!first.has(each[0])) first.set(each[0], each);
     for (const [name, count] of uses) {
       const words = name === "other" ? "other operation" : name.replace(/_/g, " ");
       addButton("filters", "op", name, [drawOperation(first.get(name)), make("span", "", words), make("span", "lined", number(count))], `show only: ${words}`).dataset.op = name;
@@ -412,6 +413,7 @@
   if (!data.ok) chip(data.checked === "no" ? "has problems" : "does not fit the target", false);
   else if (data.checked === "no") chip("not checked against a target", null);
   else chip(data.checked === "layout" ? "the names fit the target, in another size" : "fits the target", true);
+  document.body.classList.toggle("empty", !data.source.keys.length && !data.target.keys.length);
   addFilters(); addProblems(); refresh();
   document.documentElement.dataset.ready = "true";
 })();
