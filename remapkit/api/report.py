@@ -102,7 +102,7 @@ def report(
         `Report`, also where the rules are broken or a check fails: see its `ok`.
 
     Raises:
-        InvalidRules: A checkpoint is in the place of the rules.
+        InvalidRules: The rules are no text: a checkpoint, for example.
         UsageError: Rules that do not exist; arguments that do not fit together; no source; a model that cannot be
             built.
         UnreadableCheckpoint: A source or a target that cannot be read.
@@ -123,7 +123,9 @@ def report(
         rule_files = list_rule_files(rule_set)
         picture, found = _draw_rules(rule_set, ckpt, keys, named, options, allow_undecided, strict_dtype)
     except InvalidRules as error:
-        if any(each.code == "RK007" for each in error.diagnostics):  # a checkpoint, in the place of the rules
+        if any(
+            each.code == "RK007" for each in error.diagnostics
+        ):  # no text: a checkpoint in their place, for example
             raise
         name = rules if isinstance(rules, str | Path) else rules.name
         found = error.diagnostics

@@ -141,8 +141,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "broken rules end the report",
         "api/report.py",
-        "    except InvalidRules as error:\n        name",
-        "    except FileNotFoundError as error:\n        name",
+        "    except InvalidRules as error:\n",
+        "    except FileNotFoundError as error:\n",
         "rules that do not compile give a page",
         MODEL,
     ),

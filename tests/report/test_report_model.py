@@ -97,7 +97,7 @@ def test_the_command_fails_as_check_does(tmp_path, capsys) -> None:  # type: ign
     assert app.main(["report", str(broken), "-o", str(tmp_path / "b.html")]) == 1
     assert "not compiled" in (tmp_path / "b.html").read_text(encoding="utf-8")
     assert app.main(["report", str(broken), "-o", str(broken), "--force"]) == 2
-    save_file({"a": np.zeros(4, np.float32)}, tmp_path / "weights.safetensors")
+    save_file({"a": np.full(4, -1.5, np.float32)}, tmp_path / "weights.safetensors")
     assert app.main(["report", str(tmp_path / "weights.safetensors"), "-o", str(tmp_path / "w.html")]) == 1
     assert "is a checkpoint, not a rule file" in "".join(capsys.readouterr()) and not (tmp_path / "w.html").exists()
     assert "a.{n" in broken.read_text(encoding="utf-8")
