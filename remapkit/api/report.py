@@ -125,7 +125,7 @@ def report(
     except InvalidRules as error:
         if any(
             each.code == "RK007" for each in error.diagnostics
-        ):  # no text: a checkpoint in their place, for example
+        ):  # no text, but a checkpoint perhaps
             raise
         name = rules if isinstance(rules, str | Path) else rules.name
         found = error.diagnostics

@@ -266,18 +266,22 @@
     const svg = find("edges"), box = svg.getBoundingClientRect();
     svg.replaceChildren();
     if (!box.width) return;
-    const seen = new Set(), top = tree => tree.pane.getBoundingClientRect().top - box.top + HEIGHT / 2 - tree.pane.scrollTop, tops = [top(source), top(target)];
-    for (const [tree, index] of [[source, bySource], [target, byTarget]]) {
-      const first = Math.floor(tree.pane.scrollTop / HEIGHT), last = Math.ceil((tree.pane.scrollTop + tree.pane.clientHeight) / HEIGHT);
-      for (let row = first; row < last; row++) for (const edge of index[row] || []) seen.add(edge);
-    }
+    const w = box.width, tops = [source, target].map(tree => tree.pane.getBoundingClientRect().top - box.top + HEIGHT / 2 - tree.pane.scrollTop);
+    const [left, right] = [source, target].map(tree => [Math.floor(tree.pane.scrollTop / HEIGHT), Math.ceil((tree.pane.scrollTop + tree.pane.clientHeight) / HEIGHT)]);
+    const within = (row, [first, last]) => row >= first && row < last;
     /* If there are too many: those of the selected row first, then those with both ends in sight. The first are drawn last, on top. */
     const active = state.active && state.active.tree, end = active === source ? "from" : "to", hot = edge => active && state.active.rows.has(edge[end]);
-    const inside = edge => [edge.from, edge.to].every((row, side) => { const y = tops[side] + row * HEIGHT; return y >= 0 && y <= box.height; });
-    const ranks = [[], [], [], []], w = box.width, drawings = new Map();
-    for (const edge of seen) ranks[(hot(edge) ? 0 : 2) + (inside(edge) ? 0 : 1)].push(edge);
+    const ranks = [[], [], [], []], drawings = new Map();
+    let count = 0;
+    const take = (edge, far) => {
+      const rank = ranks[(hot(edge) ? 0 : 2) + (far ? 1 : 0)];
+      count++;
+      if (rank.length < MAX_EDGES) rank.push(edge);
+    };
+    for (let row = left[0]; row < left[1]; row++) for (const edge of bySource[row] || []) take(edge, !within(edge.to, right));
+    for (let row = right[0]; row < right[1]; row++) for (const edge of byTarget[row] || []) if (!within(edge.from, left)) take(edge, true);
     const shown = ranks.flat().slice(0, MAX_EDGES).reverse();
-    find("undrawn").textContent = seen.size > shown.length ? `${number(shown.length)} of ${number(seen.size)} lines drawn` : "";
+    find("undrawn").textContent = count > shown.length ? `${number(shown.length)} of ${number(count)} lines drawn` : "";
     for (const edge of shown) {
       const a = tops[0] + edge.from * HEIGHT, b = tops[1] + edge.to * HEIGHT;
       const path = add(svg, "path", { class: hot(edge) ? "edge hot" : active ? "edge cool" : "edge", d: `M0 ${a}C${w / 2} ${a} ${w / 2} ${b} ${w} ${b}` });
