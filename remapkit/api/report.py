@@ -123,9 +123,7 @@ def report(
         rule_files = list_rule_files(rule_set)
         picture, found = _draw_rules(rule_set, ckpt, keys, named, options, allow_undecided, strict_dtype)
     except InvalidRules as error:
-        if any(
-            each.code == "RK007" for each in error.diagnostics
-        ):  # no text, but a checkpoint perhaps
+        if any(each.code == "RK007" for each in error.diagnostics):  # no text, but a checkpoint perhaps
             raise
         name = rules if isinstance(rules, str | Path) else rules.name
         found = error.diagnostics
