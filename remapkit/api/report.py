@@ -19,6 +19,7 @@ from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_ru
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.diagnostics.source import Text
 from remapkit.files.text import write_texts
 from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
@@ -30,6 +31,7 @@ from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.proofs.model import Proof
+from remapkit.registry.identify import hint_layout
 from remapkit.rules.counted import count_params
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.mounts import SourceLike
@@ -100,6 +102,7 @@ def report(
         `Report`, also where the rules are broken or a check fails: see its `ok`.
 
     Raises:
+        InvalidRules: The rules are no text: a checkpoint, for example.
         UsageError: Rules that do not exist; arguments that do not fit together; no source; a model that cannot be
             built.
         UnreadableCheckpoint: A source or a target that cannot be read.
@@ -120,6 +123,8 @@ def report(
         rule_files = list_rule_files(rule_set)
         picture, found = _draw_rules(rule_set, ckpt, keys, named, options, allow_undecided, strict_dtype)
     except InvalidRules as error:
+        if any(each.code == "RK007" for each in error.diagnostics):  # no text, but a checkpoint perhaps
+            raise
         name = rules if isinstance(rules, str | Path) else rules.name
         found = error.diagnostics
         picture = make_picture(None, problems=found, name=Path(name).stem)
@@ -152,7 +157,8 @@ def _draw_rules(
     plan = make_plan(counted, source, root)
     held = _check_target(counted, plan, named, strict_dtype)
     found = _list_diagnostics(plan, held, proof, blocking, notes)
-    picture = make_picture(plan, held.check, proof, found, name=rules.name, checked=held.how)
+    layouts = (_name_layout(rules.file.source_layout), _name_layout(rules.last.file.target_layout))
+    picture = make_picture(plan, held.check, proof, found, name=rules.name, checked=held.how, layouts=layouts)
     return picture, found
 
 
@@ -188,13 +194,18 @@ def _list_diagnostics(
     notes: Sequence[Diagnostic],
 ) -> tuple[Diagnostic, ...]:
     check = held.check
-    found = [*blocking, *(plan.problems if check is None else check.problems)]
+    problems = plan.problems if check is None else check.problems
+    found = [*blocking, *hint_layout(problems, plan.source, plan.name)]
     found += plan.warnings if check is None else (*check.warnings, *check.notes)
     # The plan reports dead rules in its warnings too; an undecided proof that is allowed is no error.
     rest = (each for each in proof.findings if each.code != "RK205" and each not in blocking)
     found += [each for each in rest if each.severity is not Severity.ERROR]
     found += [*held.notes, *notes]
     return tuple(each for number, each in enumerate(found) if each not in found[:number])
+
+
+def _name_layout(names: Sequence[Text]) -> str:
+    return names[0].value if names else ""
 
 
 def _make_sourceless(rules: RuleSet) -> UsageError:

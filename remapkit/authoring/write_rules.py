@@ -105,7 +105,8 @@ def write_head(
 
     `target_args` and `target_config` are the arguments and the config of a model that `target_ref` names.
     """
-    arrow = f" -> {escape_line(target_ref or target.name)}" if target is not None else ""
+    model = target_ref if target_ref is not None and not target_ref.endswith(".json") else None
+    arrow = f" -> {escape_line(model or Path(target.name).name)}" if target is not None else ""
     yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
     yield "remapkit: 1"
     yield f"name: {emit_scalar(name)}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.picture.describe_ops import describe_ops
+from remapkit.picture.describe_ops import Drawing, describe_ops
 from remapkit.plans.check import Check
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
@@ -17,16 +17,16 @@ from remapkit.tensors.families import format_ranges, mask_indices
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
 
 MAX_WITNESSES = 50
-"""The most witnesses that a page lists; the verdict counts all of them."""
+"""The most witnesses that a page lists; it says how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
     """One side of the page: its name, and for each key its dtype, shape and state.
 
-    `families` lists keys that differ only in numbers: a name with ranges, and the positions of its keys. `marks` are
-    the positions of targets that names and shapes cannot tell apart (`interchangeable`) or of which only values can
-    show that they are right (`values`).
+    `layout` is its name where the rules name it (`from:`, `to:`). `families` lists keys that differ only in numbers:
+    a name with ranges, and the positions of its keys. `marks` are the positions of targets that names and shapes
+    cannot tell apart (`interchangeable`) or of which only values can show that they are right (`values`).
     """
 
     name: str
@@ -36,28 +36,36 @@ class Side:
     states: tuple[str, ...] = ()
     families: tuple[tuple[str, tuple[int, ...]], ...] = ()
     marks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    layout: str = ""
+
+
+Pair = tuple[tuple[int, ...], int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """Everything that a page shows.
 
-    `pairs` are `(sources, target, rule, operations)`: positions of keys, of the rule in `rules`, and of the text in
-    `operations`. The states of a source are `moved`, `dropped` and `undetermined` (no rule, or several, or a failed
-    operation); those of a target `matched`, `missing`, `unexpected`, `mismatch` and `tied`.
+    `pairs` are `(sources, target, rule, operations)`: positions of keys, of the rule in `rules`, and of the drawings
+    and the text in `operations`; `drops` are `(source, rule)`. The states of a source are `moved`, `dropped` and
+    `undetermined` (no rule, or several, or a failed operation); those of a target `matched`, `missing`, `unexpected`,
+    `mismatch`, `tied` and `absent` (only in the size that the target's manifest declares). `witnesses` are the first
+    of `witness_count`.
     """
 
     name: str
     source: Side
     target: Side
     rules: tuple[str, ...] = ()
-    operations: tuple[tuple[str, str], ...] = ()
-    pairs: tuple[tuple[tuple[int, ...], int, int, int], ...] = ()
+    operations: tuple[tuple[tuple[Drawing, ...], str], ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    drops: tuple[tuple[int, int], ...] = ()
     verdict: str = ""
     proven: bool = False
     ok: bool = False
     checked: str = "no"
     witnesses: tuple[Mapping[str, Any], ...] = ()
+    witness_count: int = 0
     problems: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -74,7 +82,7 @@ class Picture:
 
 
 SOURCE_STATES = ("moved", "dropped", "undetermined")
-TARGET_STATES = ("matched", "missing", "unexpected", "mismatch", "tied")
+TARGET_STATES = ("matched", "missing", "unexpected", "mismatch", "tied", "absent")
 MARKS = ("interchangeable", "values")
 
 
@@ -86,6 +94,7 @@ def make_picture(
     *,
     name: str,
     checked: str = "no",
+    layouts: tuple[str, str] = ("", ""),
 ) -> Picture:
     """Return the picture of a plan and its check; without a plan, only the verdict and the problems.
 
@@ -98,33 +107,41 @@ def make_picture(
     (('c', 'b'), ('missing', 'unexpected'))
     """
     plan = check.plan if check is not None else plan
+    witnesses = () if proof is None else _list_witnesses(proof)
     shown: dict[str, Any] = {
         "name": name,
         "verdict": proof.verdict if proof is not None else "not compiled",
         "proven": proof is not None and proof.ok,
         "ok": not any(each.severity.value == "error" for each in problems),
         "checked": checked,
-        "witnesses": () if proof is None else _list_witnesses(proof),
+        "witnesses": witnesses[:MAX_WITNESSES],
+        "witness_count": len(witnesses),
         "problems": tuple(map(_dump_problem, problems)),
     }
     if plan is None:
         return Picture(source=Side(""), target=Side(""), **shown)
-    source, target = _make_source(plan), _make_target(plan, check)
+    source = replace(_make_source(plan), layout=layouts[0])
+    target = replace(_make_target(plan, check), layout=layouts[1])
     rules = tuple(dict.fromkeys([*(move.rule.id for move in plan.moves), *(each.rule.id for each in plan.dropped)]))
     operations, pairs = _pair_keys(plan.moves, source, target, rules)
-    return Picture(source=source, target=target, rules=rules, operations=operations, pairs=pairs, **shown)
+    source_at = {key: number for number, key in enumerate(source.keys)}
+    rule_at = {rule: number for number, rule in enumerate(rules)}
+    drops = tuple((source_at[each.fqn], rule_at[each.rule.id]) for each in plan.dropped)
+    return Picture(
+        source=source, target=target, rules=rules, operations=operations, pairs=pairs, drops=drops, **shown
+    )
 
 
 def _pair_keys(
     moves: Iterable[Move], source: Side, target: Side, rules: Sequence[str]
-) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[tuple[int, ...], int, int, int], ...]]:
+) -> tuple[tuple[tuple[tuple[Drawing, ...], str], ...], tuple[Pair, ...]]:
     source_at = {key: number for number, key in enumerate(source.keys)}
     target_at = {key: number for number, key in enumerate(target.keys)}
     rule_at = {rule: number for number, rule in enumerate(rules)}
-    operation_at: dict[tuple[str, str], int] = {("", ""): 0}
+    operation_at: dict[tuple[tuple[Drawing, ...], str], int] = {((), ""): 0}
     pairs = []
     for move in moves:
-        number = operation_at.setdefault(describe_ops(move.ops), len(operation_at))
+        number = operation_at.setdefault(describe_ops(move.ops, len(move.sources)), len(operation_at))
         sources = tuple(source_at[key] for key in move.sources)
         pairs.append((sources, target_at[move.target], rule_at[move.rule.id], number))
     return tuple(operation_at), tuple(pairs)
@@ -144,9 +161,10 @@ def _make_target(plan: ResolvedPlan, check: Check | None) -> Side:
         return _make_side("what the rules make", brought, ["matched"] * len(brought))
     tensors = {**check.target.tensors, **{key: spec for key, spec in brought.items() if key not in check.target}}
     states = dict.fromkeys(tensors, "matched")
-    states |= dict.fromkeys((key for key in brought if key not in check.target), "unexpected")
-    # In a check of another size a name may be absent on both sides, and none of these is a fault.
-    states |= {key: "tied" if key in check.satisfied_by_tie else "missing" for key in tensors if key not in brought}
+    # A check of another size finds fewer names missing or unexpected than a comparison of the two would.
+    states |= dict.fromkeys((key for key in tensors if key not in brought), "absent")
+    states |= dict.fromkeys(check.unexpected_keys, "unexpected") | dict.fromkeys(check.missing_keys, "missing")
+    states |= dict.fromkeys(check.satisfied_by_tie, "tied")
     states |= dict.fromkeys((each.target for each in check.shape_mismatches), "mismatch")
     side = _make_side(check.target.name, tensors, [states[key] for key in tensors])
     values = set(check.through_operations)
@@ -154,7 +172,7 @@ def _make_target(plan: ResolvedPlan, check: Check | None) -> Side:
         "interchangeable": _find_interchangeable(check.target, side.keys),
         "values": tuple(number for number, key in enumerate(side.keys) if key in values),
     }
-    return Side(side.name, side.keys, side.dtypes, side.shapes, side.states, side.families, marks)
+    return replace(side, marks=marks)
 
 
 def _find_interchangeable(target: StateDictSpec, keys: Sequence[str]) -> tuple[int, ...]:
@@ -208,7 +226,7 @@ def _name_column(words: Sequence[str]) -> str:
 def _list_witnesses(proof: Proof) -> tuple[Mapping[str, Any], ...]:
     return tuple(
         {"fault": each.fault, "keys": each.keys, "targets": each.targets, "rules": each.rules}
-        for each in proof.witnesses[:MAX_WITNESSES]
+        for each in proof.witnesses
         if not each.admitted
     )
 

@@ -25,6 +25,7 @@ def make_page(picture: Picture) -> str:
     parts = {
         "TITLE": escape(f"{picture.name} · remapkit report".encode("utf-8", "replace").decode("utf-8")),
         "STYLE": _read("report.css"),
+        "DRAWINGS": _read("drawings.js"),
         "SCRIPT": _read("report.js"),
         "DATA": dump_safely(data),
     }

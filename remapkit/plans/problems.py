@@ -6,12 +6,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
+from remapkit.diagnostics.errors import RemapkitError
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names, show_key
 from remapkit.plans.moves import Move, describe_sources
 from remapkit.plans.roots import advise_roots
 from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match
 from remapkit.rules.near_miss import find_nearest_rule
+from remapkit.sources.declared import read_declared_target
+from remapkit.tensors.families import mask_indices
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
 
 
@@ -45,6 +48,17 @@ def _find_name_problem(fqn: str) -> str | None:
     return find_name_problem(fqn)
 
 
+def _advise_converted(rules: CompiledRules, fqns: Sequence[str]) -> list[str]:
+    """Say so if all keys, with their numbers left open, are names of the target that the rules declare."""
+    try:
+        target = read_declared_target(rules.last.file)
+    except RemapkitError:  # whoever checks against the target reports it
+        return []
+    if target is None or not set(map(mask_indices, fqns)) <= set(map(mask_indices, target)):
+        return []
+    return [f"these keys are what {rules.name} writes: the checkpoint may be converted already"]
+
+
 def report_unmatched_keys(
     rules: CompiledRules, source: StateDictSpec, fqns: Sequence[str], root: str
 ) -> list[Diagnostic]:
@@ -55,6 +69,7 @@ def report_unmatched_keys(
         none = f"none of {len(fqns)} keys is" if len(fqns) > 1 else "the only key is not"
         title = f"{none} matched by a rule of {rules.name}: is this another layout?"
         help = [f"these rules read keys like {key}" for key in list_example_keys(rules)[:1]] or help
+        help = [*_advise_converted(rules, fqns), *help]
         if rules.file.source_files and not any(source.prefixes):
             mounts = join_words([show_key(text.value) for text in rules.file.source_files])
             help += [

@@ -208,8 +208,10 @@ class FindingWriter(FindingBase):
 
     def list_keys(self, group: Sequence[Witness]) -> tuple[str, ...]:
         """Return a note with the keys of a witness, or the first few keys of several, and their target."""
+        keys = dict.fromkeys(key for each in group for key in each.keys)
+        if len(keys) == 1:  # two outputs of one rule
+            return (f"{group[0].keys[0]} becomes {group[0].targets[0]} twice",)
         end = f"{'all' if len(group) > 1 else 'both'} become {group[0].targets[0]}"
-        keys = group[0].keys if len(group) == 1 else dict.fromkeys(key for each in group for key in each.keys)
         return ("\n".join([*count_rest(list(keys)), end]),)
 
     # -------------------------------------------------------------------------------------------- one pattern

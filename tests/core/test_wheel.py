@@ -30,6 +30,7 @@ def test_what_is_in_the_wheel(tmp_path: Path) -> None:
         "remapkit/py.typed",
         "remapkit/rulefile/schema/rules-v1.schema.json",
         *(f"remapkit/picture/report.{kind}" for kind in ("css", "html", "js")),
+        "remapkit/picture/drawings.js",
     }
     assert "remapkit/plugins/wan/vae.py" in sources and "remapkit/_bundled/rules/wan22_pth.yaml" in sources
     packaged = {name for name in names if ".dist-info/" not in name}

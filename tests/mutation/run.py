@@ -52,6 +52,7 @@ from tests.mutation.faults_plans import FAULTS as PLANS
 from tests.mutation.faults_proofs import FAULTS as PROOFS
 from tests.mutation.faults_ranks import FAULTS as RANKS
 from tests.mutation.faults_relations import FAULTS as RELATIONS
+from tests.mutation.faults_report import FAULTS as REPORT
 from tests.mutation.faults_routes import FAULTS as ROUTES
 from tests.mutation.faults_sources import FAULTS as SOURCES
 
@@ -68,6 +69,7 @@ FAULTS: tuple[Fault, ...] = (
     *NUMBERS,
     *RANKS,
     *ROUTES,
+    *REPORT,
     *OPS,
     *OUTPUTS,
     *SOURCES,

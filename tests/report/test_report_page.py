@@ -113,6 +113,9 @@ EVIL = (
     "<!--<script>",
     "q\"'&amp;.\u2028.ü😀",
     "__proto__.constructor",
+    "x" * 10_000,
+    "a.\u202eevil.\u05d0\u05d1.weight",
+    "deep." * 2_000 + "w",
 )
 
 
@@ -123,17 +126,133 @@ def test_hostile_names_do_no_harm(browser: Any, tmp_path: Path) -> None:
     shown = browser.execute_script(
         "return [...document.querySelectorAll('#source .row .key')].map(x => x.textContent)"
     )
-    assert sorted(shown) == sorted(EVIL)
+    assert sorted(shown) == sorted(name.replace("\u2028", "\\u2028").replace("\u202e", "\\u202e") for name in EVIL)
+    browser.execute_script("document.querySelectorAll('#source .row')[4].click()")
+    wait(browser, "document.querySelector('#source .row.active') !== null")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.execute_script("return document.getElementById('detail').textContent.includes('x'.repeat(10000))")
 
 
 def test_sixty_thousand_keys_are_a_bounded_number_of_rows(browser: Any, tmp_path: Path) -> None:
     rules = remapkit.loads("remapkit: 1\nname: big\nrules:\n  - {id: all, path: 'a.{n:int}.{x}', to: 'b.{n}.{x}'}\n")
     keys = {f"a.{number}.w{number % 7}": SPEC for number in range(60_000)}
     open_page(browser, tmp_path, remapkit.report(rules, keys=keys).html)
-    assert text(browser, "pairs") == "60000 pairs"
+    assert text(browser, "pairs") == "60,000 pairs"
     search(browser, "a.")
-    wait(browser, "document.getElementById('hits').textContent.startsWith('60000 hits')")
+    wait(browser, "document.getElementById('hits').textContent.startsWith('60,000 hits')")
     browser.execute_script("for (const x of document.querySelectorAll('.pane')) x.scrollTop = x.scrollHeight")
     wait(browser, "!!document.querySelector('#source .row[data-row=\"59999\"]')")
     assert 0 < browser.execute_script("return document.querySelectorAll('.row').length") < MAX_ROWS
     assert browser.execute_script("return document.querySelectorAll('#edges path').length") <= MAX_ROWS
+
+
+OPS = """
+remapkit: 1
+name: drawn
+rules:
+  - {id: c, concat: {dim: 1, from: ['c.a', 'c.b', 'c.c']}, to: 'c'}
+  - {id: s, path: 's', split: {dim: 0, into: ['s.a', 's.b']}}
+  - {id: k, path: 'k.{n:int}', stack: {dim: 0, by: n}, to: 'k'}
+  - {id: u, path: 'u', unstack: {dim: 0, by: n}, to: 'u.{n}'}
+  - {id: t, path: 't', to: 't2', ops: [transpose, {permute: [1, 0]}]}
+  - {id: r, path: 'r', to: 'r2', ops: [{reshape: [8]}, {cast: F16}]}
+drop: ['gone.{n:int}']
+"""
+
+
+def test_operations_are_drawn_and_dropped_keys_are_counted(browser: Any, tmp_path: Path) -> None:
+    spec = remapkit.TensorSpec("F32", (4, 2))
+    keys = dict.fromkeys(["c.a", "c.b", "c.c", "s", "k.0", "k.1", "u", "t", "r", "gone.0", "gone.1", "gone.2"], spec)
+    found = remapkit.report(remapkit.loads(OPS), keys=keys)
+    assert found.ok
+    open_page(browser, tmp_path, found.html)
+    wait(browser, "document.querySelectorAll('#edges .operation').length > 0")
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('#edges .operation')].map(x => [x.dataset.op, x.getBBox().width > 30])"
+    )
+    names = {"concat", "split", "stack", "unstack", "transpose", "permute", "reshape", "cast"}
+    assert {name for name, wide in drawn if wide} == names
+    buttons = browser.execute_script(
+        "return [...document.querySelectorAll('#filters button[data-op]')].map(x => x.dataset.op)"
+    )
+    assert set(buttons) == names
+    assert [each for each in browser.get_log("browser") if each["level"] == "SEVERE"] == []
+    rule = browser.find_element(By.CSS_SELECTOR, '#rules button[data-rule="6"]')
+    assert rule.text.split() == ["drop[0]", "3"]
+    rule.click()
+    wait(browser, "document.querySelectorAll('#source .row').length === 3 && !document.querySelector('#target .row')")
+    assert text(browser, "hits") == "3 hits: 3 source, 0 target"
+    rule.click()
+    browser.find_element(By.CSS_SELECTOR, 'button[data-op="concat"]').click()
+    wait(browser, "document.querySelectorAll('#source .row').length === 3")
+    assert text(browser, "hits") == "4 hits: 3 source, 1 target"
+
+
+def test_what_is_left_out_is_said(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remapkit.picture.model.MAX_WITNESSES", 2)
+    lines = [f"  - {{id: r{number}, path: 'a{number}', to: 'c{number // 2}'}}\n" for number in range(6)]
+    rules = remapkit.loads("remapkit: 1\nname: two\nrules:\n" + "".join(lines))
+    keys = dict.fromkeys([f"a{number}" for number in range(6)], SPEC)
+    open_page(browser, tmp_path, remapkit.report(rules, keys=keys).html)
+    assert "2 of 3 witnesses of the proof shown" in text(browser, "problems")
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".card[data-fault]")) == 2
+    # One closed row on the left, a thousand open ones on the right.
+    rules = remapkit.loads("remapkit: 1\nname: wide\nrules:\n  - {id: all, path: 'a.{x}.w', to: 'b.{x}'}\n")
+    open_page(browser, tmp_path, remapkit.report(rules, keys={f"a.n{n}x.w": SPEC for n in range(1_000)}).html)
+    wait(browser, "document.querySelectorAll('#edges path.edge').length > 0")
+    assert text(browser, "undrawn") == ""
+    browser.find_element(By.CSS_SELECTOR, "#target .row").click()
+    wait(browser, "document.getElementById('undrawn').textContent === '400 of 1,000 lines drawn'")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#edges path.edge")) == 400
+
+
+def test_the_tree_follows_the_keys_of_a_tree(browser: Any, tmp_path: Path) -> None:
+    rules = remapkit.loads("remapkit: 1\nname: t\nrules:\n  - {id: all, path: 'a.{n:int}.{x}', to: 'b.{n}.{x}'}\n")
+    keys = dict.fromkeys(["a.0.w", "a.1.w", "a.0.v", "a.1.v"], SPEC)
+    open_page(browser, tmp_path, remapkit.report(rules, keys=keys).html)
+    pane = browser.find_element(By.ID, "source")
+    active = "document.querySelector('#source .row.active')"
+
+    def press(*names: str) -> tuple[str, str, str]:
+        pane.send_keys(*names)
+        wait(
+            browser,
+            f"!!{active} && {active}.id === document.getElementById('source').getAttribute('aria-activedescendant')",
+        )
+        row = browser.find_element(By.CSS_SELECTOR, "#source .row.active")
+        place = tuple(str(row.get_attribute(f"aria-{name}")) for name in ("level", "posinset", "setsize"))
+        assert row.get_attribute("aria-selected") == "true" and row.get_attribute("role") == "treeitem"
+        return place[0], place[1], place[2]
+
+    assert press(Keys.HOME) == ("1", "1", "1")
+    assert press(Keys.ARROW_RIGHT) == ("2", "1", "2")
+    assert press(Keys.ARROW_DOWN) == ("2", "2", "2")
+    assert press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT) == ("3", "1", "2")
+    assert press(Keys.ARROW_LEFT) == ("2", "2", "2")
+    assert press(Keys.ARROW_LEFT, Keys.ARROW_LEFT) == ("1", "1", "1")
+    assert press(Keys.ARROW_LEFT) == ("1", "1", "1")
+    assert browser.find_element(By.CSS_SELECTOR, "#source .row").get_attribute("aria-expanded") == "false"
+
+
+def test_a_phone_shows_whole_names_one_tree_above_the_other(browser: Any, tmp_path: Path) -> None:
+    size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        open_page(browser, tmp_path, remapkit.report("vit_hf").html)
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        boxes = [browser.find_element(By.ID, name).rect for name in ("source", "target")]
+        assert boxes[0]["x"] == boxes[1]["x"] and boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
+        assert all(box["width"] > 350 and box["height"] > 100 for box in boxes)
+        assert not browser.find_element(By.ID, "edges").is_displayed()
+        cut = "return [...document.querySelectorAll('.row .key')].filter(x => x.scrollWidth > x.clientWidth).length"
+        assert browser.execute_script(cut) == 0
+        # A click brings the partner into view, in the other pane.
+        browser.execute_script("document.getElementById('source').scrollTop = 1e6")
+        wait(browser, "Number(document.querySelector('#source .row')?.dataset.row) > 0")
+        browser.execute_script("[...document.querySelectorAll('#source .row')].at(-1).click()")
+        wait(browser, "!!document.querySelector('#target .row.mate')")
+        view = browser.find_element(By.ID, "target").rect
+        mate = browser.find_element(By.CSS_SELECTOR, "#target .row.mate").rect
+        assert view["y"] <= mate["y"] < view["y"] + view["height"]
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
