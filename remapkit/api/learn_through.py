@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 from remapkit.api.inputs import list_files_read
 from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
+from remapkit.authoring.settle import By
+from remapkit.authoring.verify_pack import find_wrong_targets
+from remapkit.authoring.verify_relation import has_equal_bytes
+from remapkit.authoring.write_rules import check_name_and_source
+from remapkit.compute.move_bytes import read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.formats.options import make_read_options
+from remapkit.plans.moves import Move
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.tensors.spec import StateDictSpec
@@ -46,8 +53,9 @@ class ThroughReport:
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def __str__(self) -> str:
-        pairs = len(self.learned.pairs)
-        return f"rules that map {pairs} of {len(self.source)} keys to {pairs} of {len(self.target)}"
+        read = len(self.learned.pairs) + len({fqn for each in self.learned.relations for fqn in each.sources})
+        made = len(self.learned.pairs) + sum(len(each.targets) for each in self.learned.relations)
+        return f"rules that map {read} of {len(self.source)} keys to {made} of {len(self.target)}"
 
     @property
     def text(self) -> str:
@@ -118,11 +126,11 @@ def learn_through(
         header, sources = reader.header(), list_files_read(arguments, reader, but=("output",))
     path = Path(through.rpartition(":")[0])
     sources = [*sources, path] if not through.startswith("py:") and path.is_file() else sources
+    check_name_and_source(name, header)
     found = run_converter(resolve_converter(through, arg), header)
-    where = () if output is None else (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
-    learned = authoring.learn(name, header, found.target, found.pairing, *where)
+    learned = _learn_rules(name, header, found, output)
     if output is not None:
-        manifests = zip(where, (header, found.target), strict=True)
+        manifests = zip(_name_manifests(output), (header, found.target), strict=True)
         texts = {output.parent / file: manifest_json(each) for file, each in manifests}
         write_texts({**texts, output: learned.text}, force=force, sources=sources, folders=[output.parent / "keys"])
     diagnostics = (*_report_converter(found, header), *_report_left_out(learned, found, header))
@@ -133,12 +141,49 @@ def learn_through(
     )
 
 
+def _name_manifests(output: Path) -> tuple[str, str]:
+    return f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json"
+
+
+def _learn_rules(name: str, header: StateDictSpec, found: Conversion, output: Path | None) -> authoring.Learned:
+    """Write the rules, and run them: nothing is returned that does not make the converter's bytes.
+
+    Raises `UsageError`: RK680 if no rule takes a key, RK681 if the rules make anything else.
+    """
+    known: dict[tuple[object, ...], bool] = {}
+
+    def replay(move: Move) -> bool:
+        key = (move.sources, move.target, repr(move.ops))
+        if key not in known:
+            made = read_target_chunks(move, found.source)
+            known[key] = has_equal_bytes(made, found.result.chunks(move.target))
+        return known[key]
+
+    where: tuple[str | None, str | None] = (None, None) if output is None else _name_manifests(output)
+    try:
+        learned = authoring.learn(name, header, found.target, found.pairing, *where, found.relations, replay)
+    except UsageError as error:
+        if error.diagnostics[0].code != "RK625":
+            raise
+        lines = [line for each in _report_converter(found, header) for line in (each.title, *each.notes)]
+        title = f"no rule does what the converter does: {found.target.name} has no tensor that follows from one key"
+        help = ("check with one key of the source what the converter makes of it",)
+        raise UsageError(Diagnostic("RK680", title, notes=tuple(lines), help=help)) from error
+    claimed = {*learned.pairs.values(), *(fqn for each in learned.relations for fqn in each.targets)}
+    wrong = list(find_wrong_targets(learned.text, found.source, found.result, claimed))
+    if wrong:
+        title = f"{count_noun(len(wrong), 'target')} of the rules differ from the converter's; nothing was written"
+        help = ("please report this with the converter and the manifest of the source",)
+        raise UsageError(Diagnostic("RK681", title, notes=(list_names(wrong),), help=help))
+    return learned
+
+
 def _report_converter(found: Conversion, source: StateDictSpec) -> Iterator[Diagnostic]:
     """Yield what the converter does that its author may not know."""
     if found.collisions:
         lines = [f"{', '.join(fqns)} -> {target}" for target, fqns in found.collisions.items()]
-        lost = sum(len(fqns) for fqns in found.collisions.values()) - len(found.collisions)
-        title = f"the converter leads several keys to one target and loses {count_noun(lost, 'tensor')}"
+        lost = {fqn for fqns in found.collisions.values() for fqn in fqns[:-1]}
+        title = f"the converter leads several keys to one target and loses {count_noun(len(lost), 'tensor')}"
         yield _warn("RK672", title, lines, source.name, "the last key named stays; the rules take it alone")
     if found.vanished:
         title = f"the converter uses {count_noun(len(found.vanished), 'key')} of {len(source)} for nothing"
@@ -157,8 +202,7 @@ def _report_converter(found: Conversion, source: StateDictSpec) -> Iterator[Diag
     for names, what in ((found.kept, "the converter leaves the names of"), (found.beside, "not tensors, ignored:")):
         if names:
             title = f"{what} {count_noun(len(names), 'key')}" + (" alone" if names is found.kept else "")
-            note = (list_names(list(names)),)
-            yield Diagnostic("RK672", title, notes=note, severity=Severity.NOTE, values={"keys": list(names)})
+            yield _note("RK672", title, names)
 
 
 def _report_left_out(learned: authoring.Learned, found: Conversion, source: StateDictSpec) -> Iterator[Diagnostic]:
@@ -170,12 +214,30 @@ def _report_left_out(learned: authoring.Learned, found: Conversion, source: Stat
         if left:
             title = f"no rule takes {count_noun(len(left), 'key')} of {len(header)}: the converter changes values"
             yield _warn("RK629", title, left, header.name, help)
+    for by in By:
+        pairs = [f"{fqn} -> {each.target}" for fqn, each in learned.settled.items() if each.by is by]
+        if pairs:
+            title = f"{count_noun(len(pairs), 'pair')} too small to decide by value; paired because {by.value}"
+            yield _note("RK628", title, pairs)
+    for reason in dict.fromkeys(each.by for each in learned.relations if each.by):
+        made = [fqn for each in learned.relations if each.by == reason for fqn in each.targets]
+        title = f"{count_noun(len(made), 'target')} too small to decide by value; operations chosen because {reason}"
+        yield _note("RK628", title, made)
     if learned.undecided:
         title = f"{count_noun(len(learned.undecided), 'key')} undetermined: too small for values of their own"
         yield _warn("RK628", title, list(learned.undecided), source.name, help)
+    if learned.open_b:
+        title = f"no rule produces {count_noun(len(learned.open_b), 'target')} whose values the source has"
+        yield _warn("RK628", title, list(learned.open_b), found.target.name, help)
     if learned.unsaid:
         title = f"no rule can express {count_noun(len(learned.unsaid), 'pair')}"
-        yield _warn("RK656", title, list(learned.unsaid), source.name, help)
+        lines = [f"{fqn} -> {target}" for fqn, target in learned.unsaid.items()]
+        yield _warn("RK656", title, lines, source.name, help)
+
+
+def _note(code: str, title: str, names: Sequence[str]) -> Diagnostic:
+    values = {"keys": list(names)}
+    return Diagnostic(code, title, notes=(list_names(list(names)),), severity=Severity.NOTE, values=values)
 
 
 def _warn(code: str, title: str, names: Sequence[str], place: str, help: str) -> Diagnostic:
