@@ -30,7 +30,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 MAX_BYTES = 8 << 30
 """The largest source to run a converter on: it is in memory once, and its result once more."""
 MAX_ORDERS = 8
-"""The runs in other orders of the keys that look for keys with one target, and the keys that are tried singly then."""
+"""The runs in other orders of the keys that look for keys with one target; and the keys tried singly then."""
 MAX_SEARCH = 96
 """The number of runs that look for keys which the converter does not use."""
 _MAX_READ = 64 << 30

@@ -74,7 +74,7 @@ def test_chance_is_said(learn) -> None:  # type: ignore[no-untyped-def]
     [
         ("breaks", "failed at the key b"),
         ("wants", "also needs config"),
-        ("wrong", "returned a int, not a state dict"),
+        ("wrong", "returned an int, not a state dict"),
         ("nothing", "there is no 'nothing' in it"),
     ],
 )
