@@ -5,6 +5,7 @@ Naming one runs its code, like `--model`: nothing but the caller's own word ever
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
@@ -140,9 +141,10 @@ def _bind_arguments(reference: str, function: Callable[..., Any], args: dict[str
     if unknown:
         help = (suggest_name(unknown[0], named, f"it takes {join_words(named) if named else 'no arguments'}"),)
         raise UsageError(Diagnostic("RK607", f"{reference} takes no argument {unknown[0]!r}", help=help))
+    # Each call gets arguments of its own: it may change them.
     if place is None or place.kind is kinds.POSITIONAL_ONLY or place is kept[0]:
-        return lambda state: function(state, **args)
-    return lambda state: function(**{place.name: state, **args})
+        return lambda state: function(state, **copy.deepcopy(args))
+    return lambda state: function(**{place.name: state, **copy.deepcopy(args)})
 
 
 # ------------------------------------------------------------------------------------------------ tables of renames
