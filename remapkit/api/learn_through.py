@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from remapkit.tensors.spec import StateDictSpec
 
 if TYPE_CHECKING:
     from remapkit.authoring.through import Conversion
+    from remapkit.authoring.write_constants import Fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class ThroughReport:
     `learned` has the text and the result for every key; `source` and `target` are the headers of the source and of
     what the converter returned. `collisions` are the keys that it leads to one target, the one that stays last;
     `vanished` are keys that it uses for nothing, `kept` those whose names it leaves alone, `constant` targets whose
-    values come from no key, `unstable` targets that two runs on the same values fill differently.
+    values come from no key, `added` those of them that the rules make under `add:`, and `unstable` targets that two
+    runs on the same values fill differently.
     """
 
     learned: authoring.Learned
@@ -49,12 +51,13 @@ class ThroughReport:
     kept: tuple[str, ...]
     constant: tuple[str, ...]
     unstable: tuple[str, ...]
+    added: tuple[str, ...] = ()
     output: Path | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def __str__(self) -> str:
         read = len(self.learned.pairs) + len({fqn for each in self.learned.relations for fqn in each.sources})
-        made = len(self.learned.pairs) + sum(len(each.targets) for each in self.learned.relations)
+        made = len(self.learned.pairs) + sum(len(each.targets) for each in self.learned.relations) + len(self.added)
         return f"rules that map {read} of {len(self.source)} keys to {made} of {len(self.target)}"
 
     @property
@@ -128,16 +131,17 @@ def learn_through(
     sources = [*sources, path] if not through.startswith("py:") and path.is_file() else sources
     check_name_and_source(name, header)
     found = run_converter(resolve_converter(through, arg), header)
-    learned = _learn_rules(name, header, found, output)
+    where: tuple[str | None, str | None] = (None, None) if output is None else _name_manifests(output)
+    learned, added = _learn_rules(_Study(name, header, found, where))
     if output is not None:
-        manifests = zip(_name_manifests(output), (header, found.target), strict=True)
+        manifests = zip(map(str, where), (header, found.target), strict=True)
         texts = {output.parent / file: manifest_json(each) for file, each in manifests}
         write_texts({**texts, output: learned.text}, force=force, sources=sources, folders=[output.parent / "keys"])
-    diagnostics = (*_report_converter(found, header), *_report_left_out(learned, found, header))
+    diagnostics = (*_report_converter(found, header, added), *_report_left_out(learned, found, header))
     log_diagnostics(diagnostics)
     return ThroughReport(
         *(learned, header, found.target, found.collisions, found.vanished, found.kept, found.constant),
-        *(found.unstable, output, diagnostics),
+        *(found.unstable, added, output, diagnostics),
     )
 
 
@@ -145,40 +149,88 @@ def _name_manifests(output: Path) -> tuple[str, str]:
     return f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json"
 
 
-def _learn_rules(name: str, header: StateDictSpec, found: Conversion, output: Path | None) -> authoring.Learned:
+@dataclass(frozen=True, slots=True)
+class _Study:
+    """A conversion that rules are learned from, and the names of the file to write."""
+
+    name: str
+    source: StateDictSpec
+    found: Conversion
+    where: tuple[str | None, str | None]
+    known: dict[tuple[object, ...], bool] = field(default_factory=dict)
+
+    def replay(self, move: Move) -> bool:
+        """Return whether a move gives the bytes that the converter gives; each is run once."""
+        key = (move.sources, move.target, repr(move.ops))
+        if key not in self.known:
+            made = read_target_chunks(move, self.found.source)
+            self.known[key] = has_equal_bytes(made, self.found.result.chunks(move.target))
+        return self.known[key]
+
+    def learn(self, added: Collection[str] = ()) -> authoring.Learned:
+        """Derive the rules of all but the targets `added`.
+
+        Raises `UsageError`: RK680 if no rule takes a key.
+        """
+        found, pairing = self.found, self.found.pairing
+        specs = {fqn: spec for fqn, spec in found.target.items() if fqn not in added}
+        target = StateDictSpec(specs, name=found.target.name)
+        pairing = replace(pairing, only_b=tuple(fqn for fqn in pairing.only_b if fqn not in added))
+        try:
+            return authoring.learn(self.name, self.source, target, pairing, *self.where, found.relations, self.replay)
+        except UsageError as error:
+            if error.diagnostics[0].code != "RK625":
+                raise
+            lines = [line for each in _report_converter(found, self.source) for line in (each.title, *each.notes)]
+            title = f"no rule does what the converter does: {target.name} has no tensor that follows from one key"
+            help = ("check with one key of the source what the converter makes of it",)
+            raise UsageError(Diagnostic("RK680", title, notes=tuple(lines), help=help)) from error
+
+    def can_add(self, learned: authoring.Learned, fills: Mapping[str, Fill]) -> bool:
+        """Return whether rules with these fills are as sound as without."""
+        from remapkit.authoring.write_constants import add_fills  # torch
+
+        text = add_fills(learned.text, fills, self.found.target)
+        made = {*learned.pairs.values(), *(fqn for each in learned.relations for fqn in each.targets), *fills}
+        specs = {fqn: spec for fqn, spec in self.found.target.items() if fqn in made}
+        target = self.found.target if len(made) == len(self.found.target) else StateDictSpec(specs)
+        return not authoring.find_text_problems(text, self.source, target)
+
+    def find_wrong(self, learned: authoring.Learned, added: Collection[str] = ()) -> list[str]:
+        """Run the rules; return the targets of which they make anything else than the converter."""
+        claimed = {*learned.pairs.values(), *(fqn for each in learned.relations for fqn in each.targets), *added}
+        return list(find_wrong_targets(learned.text, self.found.source, self.found.result, claimed))
+
+
+def _learn_rules(study: _Study) -> tuple[authoring.Learned, tuple[str, ...]]:
     """Write the rules, and run them: nothing is returned that does not make the converter's bytes.
 
-    Raises `UsageError`: RK680 if no rule takes a key, RK681 if the rules make anything else.
+    Also returned are the targets that come from nothing and are under `add:`: none if the file with them is not as
+    sound as without. Raises `UsageError`: RK680 if no rule takes a key, RK681 if the rules make
+    anything else.
     """
-    known: dict[tuple[object, ...], bool] = {}
+    from remapkit.authoring.write_constants import MOST, add_fills, find_fills  # torch
 
-    def replay(move: Move) -> bool:
-        key = (move.sources, move.target, repr(move.ops))
-        if key not in known:
-            made = read_target_chunks(move, found.source)
-            known[key] = has_equal_bytes(made, found.result.chunks(move.target))
-        return known[key]
-
-    where: tuple[str | None, str | None] = (None, None) if output is None else _name_manifests(output)
-    try:
-        learned = authoring.learn(name, header, found.target, found.pairing, *where, found.relations, replay)
-    except UsageError as error:
-        if error.diagnostics[0].code != "RK625":
-            raise
-        lines = [line for each in _report_converter(found, header) for line in (each.title, *each.notes)]
-        title = f"no rule does what the converter does: {found.target.name} has no tensor that follows from one key"
-        help = ("check with one key of the source what the converter makes of it",)
-        raise UsageError(Diagnostic("RK680", title, notes=tuple(lines), help=help)) from error
-    claimed = {*learned.pairs.values(), *(fqn for each in learned.relations for fqn in each.targets)}
-    wrong = list(find_wrong_targets(learned.text, found.source, found.result, claimed))
+    found = study.found
+    fills = find_fills(found.result, found.constant)
+    if 0 < len(fills) <= MOST:
+        base = study.learn(fills)
+        for some in (fills, {fqn: fill for fqn, fill in fills.items() if study.can_add(base, {fqn: fill})}):
+            if some and study.can_add(base, some):
+                learned = base if some is fills else study.learn(some)
+                learned = replace(learned, text=add_fills(learned.text, some, found.target))
+                if not study.find_wrong(learned, some):
+                    return learned, tuple(some)
+    learned = study.learn()
+    wrong = study.find_wrong(learned)
     if wrong:
         title = f"{count_noun(len(wrong), 'target')} of the rules differ from the converter's; nothing was written"
         help = ("please report this with the converter and the manifest of the source",)
         raise UsageError(Diagnostic("RK681", title, notes=(list_names(wrong),), help=help))
-    return learned
+    return learned, ()
 
 
-def _report_converter(found: Conversion, source: StateDictSpec) -> Iterator[Diagnostic]:
+def _report_converter(found: Conversion, source: StateDictSpec, added: Collection[str] = ()) -> Iterator[Diagnostic]:
     """Yield what the converter does that its author may not know."""
     if found.collisions:
         lines = [f"{', '.join(fqns)} -> {target}" for target, fqns in found.collisions.items()]
@@ -186,18 +238,22 @@ def _report_converter(found: Conversion, source: StateDictSpec) -> Iterator[Diag
         title = f"the converter leads several keys to one target and loses {count_noun(len(lost), 'tensor')}"
         yield _warn("RK672", title, lines, source.name, "the last key named stays; the rules take it alone")
     if found.vanished:
-        title = f"the converter uses {count_noun(len(found.vanished), 'key')} of {len(source)} for nothing"
-        yield _warn("RK672", title, found.vanished, source.name, "if that is right, name them under `drop:`")
+        one, total = len(found.vanished) == 1, len(source)
+        title = f"the converter uses {count_noun(len(found.vanished), 'key')} of {total} for nothing"
+        help = f"if that is right, name {'it' if one else 'them'} under `drop:`"
+        yield _warn("RK672", title, found.vanished, source.name, help)
     if found.unclear:
         title = f"whether the converter uses {count_noun(len(found.unclear), 'key')} was not found out"
         yield _warn("RK672", title, found.unclear, source.name, "the rule file lists them in comments")
-    if found.constant:
-        title = (
-            f"{count_noun(len(found.constant), 'target')} of the converter come from no key: always the same values"
-        )
-        yield _warn("RK672", title, found.constant, found.target.name, "let the model create them")
+    if made := [fqn for fqn in found.constant if fqn in added]:
+        title = f"{_count_come(made)} from no key: the rules make {'it' if len(made) == 1 else 'them'} under `add:`"
+        yield _note("RK672", title, made)
+    if left := [fqn for fqn in found.constant if fqn not in added]:
+        title = f"{_count_come(left)} from no key, and always with the same values"
+        yield _warn("RK672", title, left, found.target.name, "let the model create what the rules do not make")
     if found.unstable:
-        title = f"{count_noun(len(found.unstable), 'target')} of the converter differ from run to run"
+        verb = "differs" if len(found.unstable) == 1 else "differ"
+        title = f"{count_noun(len(found.unstable), 'target')} of the converter {verb} from run to run"
         yield _warn("RK672", title, found.unstable, found.target.name, "a converter must do the same in every run")
     for names, what in ((found.kept, "the converter leaves the names of"), (found.beside, "not tensors, ignored:")):
         if names:
@@ -238,6 +294,10 @@ def _report_left_out(learned: authoring.Learned, found: Conversion, source: Stat
 def _note(code: str, title: str, names: Sequence[str]) -> Diagnostic:
     values = {"keys": list(names)}
     return Diagnostic(code, title, notes=(list_names(list(names)),), severity=Severity.NOTE, values=values)
+
+
+def _count_come(names: Sequence[str]) -> str:
+    return f"{count_noun(len(names), 'target')} of the converter {'comes' if len(names) == 1 else 'come'}"
 
 
 def _warn(code: str, title: str, names: Sequence[str], place: str, help: str) -> Diagnostic:

@@ -20,7 +20,7 @@ from remapkit.authoring.random_tensors import RandomTensors, StateTensors
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import show_key
-from remapkit.models.converter import Converter
+from remapkit.models.converter import Converter, name_type
 from remapkit.models.isolation import isolate_guest
 from remapkit.tensors.from_torch import TORCH_DTYPES
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
@@ -62,7 +62,7 @@ class Runner:
         found = state if returned is None else _find_mapping(returned)
         reference = self.converter.reference
         if found is None:
-            title = f"{reference} returned {_name_type(returned)}, not a state dict"
+            title = f"{reference} returned {name_type(returned)}, not a state dict"
             raise UsageError(
                 Diagnostic("RK671", title, help=("it must return a dict of tensors, or change its own",))
             )
@@ -121,11 +121,6 @@ def _find_mapping(returned: object) -> Mapping[Any, Any] | None:
         return first
     pairs = [each for each in returned if isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str)]
     return dict(pairs) if len(pairs) == len(returned) else None
-
-
-def _name_type(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _diagnose_empty(reference: str, found: Mapping[Any, Any]) -> Diagnostic:

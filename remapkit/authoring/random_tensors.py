@@ -28,21 +28,27 @@ class RandomTensors(FileReader):
     format = "random"
 
     def __init__(self, header: StateDictSpec, seed: int = 0, others: Iterable[str] = ()) -> None:
-        """`others` are keys that get the values of the next seed instead."""
+        """`others` are keys that get values of the next seed instead, which differ as soon as there is an element."""
         super().__init__(Path(header.name), ())
-        self._header, self._seed, self._others = header, seed, frozenset(others)
-        self._tries: dict[str, int] = {}
+        self._header, self._seed = header, seed
+        self._tries: dict[str, tuple[int, int]] = {}
         self._last: tuple[str, torch.Tensor] | None = None
         taken: set[bytes] = set()
         for fqn, spec in header.items():
             if spec.nbytes > _SMALL:
                 continue
             for attempt in range(_TRIES):
-                self._tries[fqn] = attempt
+                self._tries[fqn] = (seed, attempt)
                 digest = bytes(view_bytes(self.make(fqn))) + repr(spec).encode()
                 if digest not in taken:
                     break
             taken.add(digest)
+        for fqn in others:
+            old = self.make(fqn) if header[fqn].nbytes <= _SMALL else None
+            for attempt in range(_TRIES):
+                self._tries[fqn] = (seed + 1, attempt)
+                if old is None or view_bytes(self.make(fqn)) != view_bytes(old):
+                    break
 
     def header(self) -> StateDictSpec:
         """Names, dtypes and shapes."""
@@ -51,8 +57,8 @@ class RandomTensors(FileReader):
     def make(self, fqn: str) -> torch.Tensor:
         """Return the tensor; each call makes it anew."""
         spec = self._header[fqn]
-        seed = self._seed + (fqn in self._others)
-        name = f"{seed}/{self._tries.get(fqn, 0)}/{fqn}".encode(errors="surrogatepass")
+        seed, attempt = self._tries.get(fqn, (self._seed, 0))
+        name = f"{seed}/{attempt}/{fqn}".encode(errors="surrogatepass")
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(name, digest_size=7).digest()))
         return _fill(spec, generator)
 

@@ -33,8 +33,10 @@ MAX_ORDERS = 8
 """The runs in other orders of the keys that look for keys with one target; and the keys tried singly then."""
 MAX_SEARCH = 96
 """The number of runs that look for keys which the converter does not use."""
+LEAST_SEARCH = 4
+"""The number of these runs that are always made, whatever they cost."""
 _MAX_READ = 64 << 30
-"""The bytes that these runs may convert in all; four runs are always made."""
+"""The bytes that they may convert in all."""
 _SMALL_SOURCE = 64 << 20
 """The most bytes of a source on which further values are tried, where single bits leave something open."""
 _CERTAIN_BITS = 20
@@ -299,7 +301,7 @@ class _Search:
         unclear: list[str] = []
         waiting = [list(fqns)] if fqns else []
         header = self.source.header()
-        budget = max(4, min(MAX_SEARCH, _MAX_READ // max(1, header.nbytes)))
+        budget = max(LEAST_SEARCH, min(MAX_SEARCH, _MAX_READ // max(1, header.nbytes)))
         runs = 0
         while waiting:
             group = waiting.pop()

@@ -59,7 +59,7 @@ def resolve_converter(reference: str, args: Mapping[str, Any] | None = None) -> 
     apply = getattr(value, "apply", None)
     is_mapper = callable(apply) and not isinstance(value, type) and not inspect.isroutine(value)
     if (rename is not None or is_mapper) and args:
-        title = f"{reference} is a {type(value).__name__}, which takes no --arg"
+        title = f"{reference} is {name_type(value)}, which takes no --arg"
         raise UsageError(Diagnostic("RK668", title, help=_HELP))
     if rename is not None:
         return Converter(reference, lambda state: _rename_keys(state, rename))
@@ -67,9 +67,19 @@ def resolve_converter(reference: str, args: Mapping[str, Any] | None = None) -> 
         # A mapper takes pairs and yields pairs.
         return Converter(reference, lambda state: dict(apply(state.items())))
     if not callable(value):
-        title = f"{reference} is a {type(value).__name__}, which converts no state dict"
+        title = f"{reference} is {name_type(value)}, which converts no state dict"
         raise UsageError(Diagnostic("RK668", title, help=_HELP))
     return Converter(reference, _bind_arguments(reference, value, dict(args or {})))
+
+
+def name_type(value: object) -> str:
+    """Return the name of a value's type with its article.
+
+    >>> name_type(3), name_type([])
+    ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _find_value(reference: str) -> Any:
@@ -128,7 +138,8 @@ def _bind_arguments(reference: str, function: Callable[..., Any], args: dict[str
     kinds = inspect.Parameter
     kept = [each for each in parameters if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
     free = [each for each in kept if each.name not in args]
-    place = next((each for each in free if each.name in _STATE_NAMES), free[0] if free else None)
+    plain = [each for each in free if each.kind is not kinds.KEYWORD_ONLY]
+    place = next((each for each in free if each.name in _STATE_NAMES), plain[0] if plain else None)
     if place is None and not any(each.kind is kinds.VAR_POSITIONAL for each in parameters):
         raise UsageError(Diagnostic("RK607", f"{reference} takes no state dict", help=_HELP))
     needed = [each.name for each in free if each is not place and each.default is kinds.empty]

@@ -213,7 +213,7 @@ def check_report(folder: Path, report: remapkit.ThroughReport, name: str, **arg:
     made = rules(taken)
     assert [fqn for fqn, tensor in made.items() if fqn not in b or not same(tensor, b[fqn])] == [], report.text
     learned = report.learned
-    claimed = {*learned.pairs.values(), *(fqn for each in learned.relations for fqn in each.targets)}
+    claimed = {*learned.pairs.values(), *(fqn for each in learned.relations for fqn in each.targets), *report.added}
     assert set(made) == claimed
     assert set(b) == claimed | {*learned.only_b, *learned.open_b, *learned.unsaid.values()}
     read = {*learned.pairs, *(fqn for each in learned.relations for fqn in each.sources)}

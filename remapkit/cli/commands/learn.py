@@ -65,7 +65,7 @@ def _run_through(args: Namespace) -> CommandOutcome:
         **get_reading_options(args),
         force=args.force,
     )
-    found = {name: list(getattr(report, name)) for name in ("vanished", "kept", "constant", "unstable")}
+    found = {name: list(getattr(report, name)) for name in ("vanished", "kept", "constant", "unstable", "added")}
     collisions = {target: list(fqns) for target, fqns in report.collisions.items()}
     data = {**_dump_learned(report.learned), "collisions": collisions, **found}
     if report.output is None:
