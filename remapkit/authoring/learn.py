@@ -401,7 +401,8 @@ def find_text_problems(text: str, source: StateDictSpec, target: StateDictSpec) 
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> header = StateDictSpec({"a.w": TensorSpec("F32", (2,))})
-    >>> text = "remapkit: 1\\nname: t\\nrules:\\n  - {path: '{x}.w', to: 'b.{x}'}\\n  - {path: 'a.{y}', to: 'c.{y}'}\\n"
+    >>> rules = ["{id: a, path: '{x}.w', to: 'b.{x}'}", "{id: b, path: 'a.{y}', to: 'c.{y}'}"]
+    >>> text = "\\n  - ".join(["remapkit: 1\\nname: t\\nrules:", *rules]) + "\\n"
     >>> [each.code for each in find_text_problems(text, header, header)]
     ['RK201']
     """

@@ -52,6 +52,7 @@ from tests.mutation.faults_ranks import FAULTS as RANKS
 from tests.mutation.faults_relations import FAULTS as RELATIONS
 from tests.mutation.faults_routes import FAULTS as ROUTES
 from tests.mutation.faults_sources import FAULTS as SOURCES
+from tests.mutation.faults_through import FAULTS as THROUGH
 
 FAULTS: tuple[Fault, ...] = (
     *PROOFS,
@@ -67,6 +68,7 @@ FAULTS: tuple[Fault, ...] = (
     *OPS,
     *OUTPUTS,
     *SOURCES,
+    *THROUGH,
 )
 
 LIMIT = 600
