@@ -95,7 +95,9 @@ def run_converter(converter: Converter, header: StateDictSpec) -> Conversion:
         pairing = _pair_by_runs(header, target, seen)
     constant = {fqn for fqn in target if len({made[fqn] for _, made in seen if made[fqn]}) == 1}
     open_b = [fqn for fqn in pairing.only_b if fqn not in constant]
-    relations = find_relations(other, returned.tensors, pairing.only_a, open_b, pairing.pairs).relations
+    relations: tuple[Relation, ...] = ()
+    if open_b:
+        relations = find_relations(other, returned.tensors, pairing.only_a, open_b, pairing.pairs).relations
     del returned  # before the next result
     returned = runner.run(first)
     result = returned.tensors

@@ -158,3 +158,50 @@ def test_options_that_need_through(folder: Path, capsys: pytest.CaptureFixture[s
         assert f"{option[0]} needs --through" in capsys.readouterr().err
     assert run("--through", "mine.py:convert", "--from", "a.json", "a.json", "a.json") == 2
     assert "A does not go with --through" in capsys.readouterr().err
+
+
+DOCS = """
+import torch
+
+def convert(state):
+    made = {}
+    for key, value in state.items():
+        new = key.replace("model.layers.", "blocks.").replace(".gamma", ".weight")
+        if "qkv" in key:
+            for part, piece in zip("qkv", value.chunk(3)):
+                made[new.replace("qkv", f"to_{part}")] = piece
+        elif "mlp" in key:
+            made[new] = value.t()
+        elif "rotary" not in key:
+            made[new.replace("norm2", "norm1")] = value
+    made["position_ids"] = torch.arange(16)
+    return made
+"""
+
+
+def test_the_example_of_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/packs.md shows what the command prints, and the rules that it writes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for n in range(4):
+        name = f"model.layers.{n}"
+        shapes |= {
+            f"{name}.attn.qkv.weight": (96, 32),
+            f"{name}.attn.qkv.bias": (96,),
+            f"{name}.mlp.weight": (32, 128),
+        }
+        shapes |= {f"{name}.norm1.gamma": (32,), f"{name}.norm2.gamma": (32,)}
+    header = {fqn: remapkit.TensorSpec("BF16", shape) for fqn, shape in shapes.items()}
+    header["model.rotary.inv_freq"] = remapkit.TensorSpec("F32", (16,))
+    header["model.norm.gamma"] = remapkit.TensorSpec("BF16", (32,))
+    write_manifest(remapkit.StateDictSpec(header), tmp_path / "theirs.json")
+    (tmp_path / "convert.py").write_text(DOCS)
+    monkeypatch.chdir(tmp_path)
+    assert run("--through", "convert.py:convert", "--from", "theirs.json", "-o", "ours.yaml") == 0
+    page = (Path(remapkit.__file__).parent.parent / "docs" / "packs.md").read_text(encoding="utf-8")
+    out, err = capsys.readouterr()
+    command = "$ remapkit learn --through convert.py:convert --from theirs.json -o ours.yaml\n"
+    assert f"{command}{out}{err}".strip() in page
+    text = (tmp_path / "ours.yaml").read_text(encoding="utf-8")
+    assert text[text.index("rules:") : text.index("\ntests:")].strip() in page

@@ -46,7 +46,9 @@ def do_cast(sd, word, name):
     dtype = getattr(torch, name)
     return each(sd, word, lambda key, value: {key: value.to(dtype) if value.dtype == torch.float32 else value})
 def do_copy(sd, word, new): return each(sd, word, lambda key, value: {key: value, key + new: value.clone()})
-def do_square(sd, word): return each(sd, word, lambda key, value: {key: value * value})
+PLAIN = (torch.float32, torch.float64, torch.int64)
+def do_square(sd, word):
+    return each(sd, word, lambda key, value: {key: value * value if value.dtype in PLAIN else value})
 def do_flip(sd, word): return each(sd, word, lambda key, value: {key: value.flip(0) if value.ndim else value})
 def do_lift(sd, word): return each(sd, word, lambda key, value: {key: value[..., None]})
 def do_noise(sd, name): return {**sd, name: torch.randn(3) + random.random()}
@@ -153,7 +155,8 @@ def learn(folder: Path, name: str, header: Any, **arg: Any) -> remapkit.ThroughR
     try:
         return remapkit.learn_through(f"{folder}/converters.py:{name}", folder / "a.json", arg=arg)
     except remapkit.UsageError as error:
-        assert error.diagnostics[0].code in ("RK680", "RK671"), error
+        # torch lacks some operations for eight bits.
+        assert error.diagnostics[0].code == "RK680" or "not implemented for" in str(error), error
         return None
 
 

@@ -157,8 +157,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "no operations are looked for",
         "authoring/through.py",
-        "    relations = find_relations(other, returned.tensors, pairing.only_a, open_b, pairing.pairs).relations\n",
-        "    relations = ()\n",
+        "    if open_b:\n",
+        "    if not open_b:\n",
         "fused and turned tensors become rules",
         ("tests/learn/test_through_cli.py",),
     ),
