@@ -215,7 +215,7 @@ def _learn_rules(study: _Study) -> tuple[authoring.Learned, tuple[str, ...]]:
     fills = find_fills(found.result, found.constant)
     if 0 < len(fills) <= MOST:
         base = study.learn(fills)
-        for some in (fills, {fqn: fill for fqn, fill in fills.items() if study.can_add(base, {fqn: fill})}):
+        for some in _choose_fills(study, base, fills):
             if some and study.can_add(base, some):
                 learned = base if some is fills else study.learn(some)
                 learned = replace(learned, text=add_fills(learned.text, some, found.target))
@@ -228,6 +228,13 @@ def _learn_rules(study: _Study) -> tuple[authoring.Learned, tuple[str, ...]]:
         help = ("please report this with the converter and the manifest of the source",)
         raise UsageError(Diagnostic("RK681", title, notes=(list_names(wrong),), help=help))
     return learned, ()
+
+
+def _choose_fills(study: _Study, base: authoring.Learned, fills: Mapping[str, Fill]) -> Iterator[Mapping[str, Fill]]:
+    """Yield all of them, then those that can be added singly: one proof for each."""
+    yield fills
+    if len(fills) > 1:
+        yield {fqn: fill for fqn, fill in fills.items() if study.can_add(base, {fqn: fill})}
 
 
 def _report_converter(found: Conversion, source: StateDictSpec, added: Collection[str] = ()) -> Iterator[Diagnostic]:
