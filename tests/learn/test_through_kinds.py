@@ -71,6 +71,7 @@ MAPS: list[dict[str, Any]] = [
     },
     {"orig_to_new_regex": {re.compile(r"layers\.(\d)"): r"blocks.\1", re.compile("visual"): None}},
     {"orig_to_new_regex": {re.compile("[aeiou]"): "_"}, "orig_to_new_substr": {"_": "o"}},
+    {"orig_to_new_substr": {"e": "E"}},
     {"orig_to_new_substr": {"l": "L"}, "orig_to_new_prefix": {"Layers": "x"}, "orig_to_new_suffix": {"t": "T"}},
 ]
 

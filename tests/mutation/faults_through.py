@@ -51,7 +51,7 @@ FAULTS: tuple[Fault, ...] = (
         THROUGH,
     ),
     Fault(
-        "constants are searched for too, and not told",
+        "what changes is called constant",
         "authoring/through.py",
         "constant=tuple(fqn for fqn in pairing.only_b if fqn in constant and fqn not in unstable),",
         "constant=tuple(fqn for fqn in pairing.only_b if fqn not in unstable),",
@@ -219,10 +219,10 @@ FAULTS: tuple[Fault, ...] = (
         KINDS,
     ),
     Fault(
-        "prefixes come before substrings",
+        "substrings are replaced everywhere",
         "models/converter.py",
-        "    for old, new in prefixes.items():\n        if key.startswith(old):",
-        "    for old, new in {**prefixes, **suffixes}.items():\n        if key.startswith(old):",
+        "            key = key.replace(old, new, 1)",
+        "            key = key.replace(old, new)",
         "mappers without a method rename as vLLM does",
         KINDS,
     ),
