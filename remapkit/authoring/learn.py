@@ -26,7 +26,7 @@ from remapkit.diagnostics.wording import count_noun, escape_line, join_words, li
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.moves import Move
-from remapkit.proofs.model import Level
+from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
@@ -396,23 +396,45 @@ def _find_wrong_rules(
     return wrong
 
 
+def find_text_problems(text: str, source: StateDictSpec, target: StateDictSpec) -> Sequence[Diagnostic]:
+    """Return the findings of lint, of the proof over all keys and of the file's tests, for a whole file.
+
+    >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
+    >>> header = StateDictSpec({"a.w": TensorSpec("F32", (2,))})
+    >>> rules = ["{id: a, path: '{x}.w', to: 'b.{x}'}", "{id: b, path: 'a.{y}', to: 'c.{y}'}"]
+    >>> text = "\\n  - ".join(["remapkit: 1\\nname: t\\nrules:", *rules]) + "\\n"
+    >>> [each.code for each in find_text_problems(text, header, header)]
+    ['RK201']
+    """
+    try:
+        rules = compile_rules(read_text(text))
+    except InvalidRules as error:
+        return error.diagnostics
+    proof = prove(rules, header=source if rules.file.source_keys is not None else None)
+    return _collect_problems(rules, source, target, proof)
+
+
 def _find_problems(
     rules: CompiledRules, source: StateDictSpec, target: StateDictSpec
 ) -> tuple[list[Diagnostic], set[str]]:
     """Return the findings of lint, of the proof over all keys and of the file's tests, and the rule ids concerned."""
-    declares = rules.file.source_keys is not None
-    proof = prove(rules, header=source if declares else None)
-    problems = [*rules.warnings, *proof.findings]
+    proof = prove(rules, header=source if rules.file.source_keys is not None else None)
     ids = {rules.everything[number].id for witness in proof.witnesses for number in witness.key_maps}
     ids.update(*proof.undecided)
-    problems += run_tests(rules).problems
-    if declares:
+    return _collect_problems(rules, source, target, proof), ids
+
+
+def _collect_problems(
+    rules: CompiledRules, source: StateDictSpec, target: StateDictSpec, proof: Proof
+) -> list[Diagnostic]:
+    problems = [*rules.warnings, *proof.findings, *run_tests(rules).problems]
+    if rules.file.source_keys is not None:
         plan = make_plan(rules, source)
         checked = rules.file.target is not None and not plan.problems
         problems += make_check(plan, target).problems if checked else plan.problems
     if proof.level is not Level.ALL and not problems:
         problems.append(Diagnostic("RK655", f"the rules are not proven for all keys: {proof.verdict}"))
-    return problems, ids
+    return problems
 
 
 def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:

@@ -1,115 +1,58 @@
-"""Runs a converter on unique random values: two state dicts in memory, A and what the converter makes of it.
+"""Runs a converter on unique random values: where each tensor of its result comes from, and what it does wrong.
 
-Every tensor of A gets values of its own, so equal bytes in B show where they come from. Further runs, on the same
-and on other values and on other orders of the keys, show what depends on chance, what is constant, what no run ever
-uses, and which keys the converter leads to one target.
+Every tensor of A gets values of its own, so equal bytes in B show where they come from. Two sets of values are tried:
+what holds for both is no chance, and what is equal in both is constant. Further runs, on other values of some keys
+and on other orders of the keys, show what no run ever uses, and which keys the converter leads to one target.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from remapkit.authoring.pair_by_value import Pairing, pair_by_value
+from remapkit.authoring.call_converter import Runner
+from remapkit.authoring.find_relations import find_relations
+from remapkit.authoring.pair_by_value import Pairing
+from remapkit.authoring.random_tensors import RandomTensors, StateTensors
+from remapkit.authoring.relation import Relation
+from remapkit.authoring.verify_relation import Verifier
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import format_bytes, join_words, show_key
 from remapkit.models.converter import Converter
-from remapkit.models.isolation import isolate_guest
 from remapkit.tensors.dtypes import DTYPE_BITS
-from remapkit.tensors.from_torch import TORCH_DTYPES, get_dtype_name
+from remapkit.tensors.from_torch import TORCH_DTYPES
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 MAX_BYTES = 8 << 30
 """The largest source to run a converter on: it is in memory once, and its result once more."""
 MAX_ORDERS = 8
-"""The number of runs in other orders of the keys that look for keys with one target."""
+"""The runs in other orders of the keys that look for keys with one target; and the keys tried singly then."""
 MAX_SEARCH = 96
 """The number of runs that look for keys which the converter does not use."""
+LEAST_SEARCH = 4
+"""The number of these runs that are always made, whatever they cost."""
 _MAX_READ = 64 << 30
-"""The bytes that these runs may convert in all; four runs are always made."""
-_TRIES = 64
-_CERTAIN_BITS = 32
-"""Values of at least this many random bits are equal by no chance."""
+"""The bytes that they may convert in all."""
+_SMALL_SOURCE = 64 << 20
+"""The most bytes of a source on which further values are tried, where single bits leave something open."""
+_CERTAIN_BITS = 20
+"""Values of at least this many random bits, over all runs, are equal by no chance."""
+_RANDOM_BITS = {"BOOL": 1, "F16": 10, "BF16": 8, "F8_E8M0": 1}
+"""The random bits of an element, where they are not half of its bits."""
 
-
-class RandomTensors:
-    """A checkpoint in memory without its bytes: the values of each tensor follow from its key and a seed.
-
-    The values of two keys differ wherever their dtypes and sizes allow it: a second `BOOL` of one element may repeat.
-    """
-
-    def __init__(self, header: StateDictSpec, seed: int = 0, others: Iterable[str] = ()) -> None:
-        """`others` are keys that get the values of the next seed instead."""
-        self._header, self._seed, self._others = header, seed, frozenset(others)
-        self._tries: dict[str, int] = {}
-        taken: set[bytes] = set()
-        for fqn, spec in header.items():
-            if spec.nbytes > 64:  # random values of more bytes do not repeat
-                continue
-            for attempt in range(_TRIES):
-                self._tries[fqn] = attempt
-                digest = bytes(self.make(fqn).reshape(-1).view(torch.uint8).numpy()) + repr(spec).encode()
-                if digest not in taken:
-                    break
-            taken.add(digest)
-
-    def header(self) -> StateDictSpec:
-        """Names, dtypes and shapes."""
-        return self._header
-
-    def make(self, fqn: str) -> torch.Tensor:
-        """Return the tensor; each call makes it anew."""
-        spec = self._header[fqn]
-        seed = self._seed + (fqn in self._others)
-        name = f"{seed}/{self._tries.get(fqn, 0)}/{fqn}".encode(errors="surrogatepass")
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(name, digest_size=7).digest()))
-        return _fill(spec, generator)
-
-    def make_state(self, order: Iterable[str] | None = None) -> dict[str, Any]:
-        """Return a plain dict of new tensors, in the header's or another order."""
-        return {fqn: self.make(fqn) for fqn in (self._header if order is None else order)}
-
-    def chunks(self, fqn: str) -> Iterator[memoryview]:
-        """Yield the tensor's bytes."""
-        yield _view_bytes(self.make(fqn))
-
-
-class StateTensors:
-    """A state dict in memory as a checkpoint to compare."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], name: str) -> None:
-        self._tensors = tensors
-        specs = {fqn: TensorSpec(get_dtype_name(each.dtype), tuple(each.shape)) for fqn, each in tensors.items()}
-        self._header = StateDictSpec(specs, name=name)
-
-    def header(self) -> StateDictSpec:
-        """Names, dtypes and shapes."""
-        return self._header
-
-    def chunks(self, fqn: str) -> Iterator[memoryview]:
-        """Yield the tensor's bytes."""
-        yield _view_bytes(self._tensors[fqn])
-
-    def digests(self) -> dict[str, bytes]:
-        """Return a digest of each tensor's dtype, shape and bytes."""
-        return {
-            fqn: hashlib.blake2b(
-                _view_bytes(each), digest_size=20, key=repr(self._header[fqn]).encode()[:64]
-            ).digest()
-            for fqn, each in self._tensors.items()
-        }
+Digests = Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What a converter does to a source, as far as runs show.
 
-    `collisions` maps a target to the keys that the converter leads to it, the one that stays last; `vanished` are
+    `pairing` and `relations` hold for two sets of values. `source` and `result` are one of these runs, to try rules
+    on. `collisions` maps a target to the keys that the converter leads to it, the one that stays last; `vanished` are
     other keys that change nothing in the result; `unclear` are keys of which the budget of runs does not say whether
     they do. `kept` are keys that keep name and values; `constant` are targets with the same values whatever A holds;
     `unstable` are targets that differ from run to run on the same values. `beside` names values that are no tensors.
@@ -119,6 +62,7 @@ class Conversion:
     target: StateDictSpec
     source: RandomTensors
     result: StateTensors
+    relations: tuple[Relation, ...] = ()
     collisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     vanished: tuple[str, ...] = ()
     unclear: tuple[str, ...] = ()
@@ -131,65 +75,46 @@ class Conversion:
 def run_converter(converter: Converter, header: StateDictSpec) -> Conversion:
     """Run a converter until its effect on each key is known, or the budget of runs is spent.
 
+    At most one source and one result are in memory at a time, besides what is being read.
+
     Raises `UsageError`: RK608 for a dtype that torch lacks, RK669 if the converter raises, RK671 if it returns no
     state dict or other keys from run to run, RK673 if the source is too large.
     """
     _check_source(converter, header)
-    source = RandomTensors(header)
-    tensors, beside = _run(converter, source)
-    result = StateTensors(tensors, f"what {converter.reference} returns")
-    pairing = _promote_unique(pair_by_value(source, result), source)
-    tried, trial, tried_pairs = _shrink_trial(converter, header, pairing, result) or (source, result, pairing)
-    first = trial.digests()
-    again = _digest_run(converter, tried)
-    if again.keys() != first.keys():
-        differs = [fqn for fqn in (*first, *again) if (fqn in first) != (fqn in again)]
-        title = (
-            f"{converter.reference} returns other keys when it runs again: {join_words(map(show_key, differs), 3)}"
-        )
-        raise UsageError(Diagnostic("RK671", title, help=("a converter must do the same in every run",)))
-    unstable = tuple(fqn for fqn in first if again[fqn] != first[fqn])
-    search = _Search(converter, tried.header(), first, frozenset(unstable))
-    lost = [fqn for fqn in tried_pairs.only_a if not _is_seen(tried, fqn, trial, tried_pairs.only_b)]
-    unused, unclear = search.find_unused(lost)
-    collisions, vanished = search.find_collisions(tried_pairs, unused)
-    other = _digest_run(converter, RandomTensors(tried.header(), 1))
+    runner = Runner(converter)
+    first, other = RandomTensors(header), RandomTensors(header, 1)
+    digests = runner.run(first).tensors.digests()
+    returned = runner.run(other)
+    target, again = returned.tensors.header(), returned.tensors.digests()
+    _check_keys(converter, digests, again, "other values")
+    seen: list[tuple[Digests, Digests]] = [(first.digests(), digests), (other.digests(), again)]
+    pairing = _pair_by_runs(header, target, seen)
+    trial = _shrink_trial(runner, header, pairing, digests)
+    if pairing.alike:
+        seen += _run_more(runner, first if trial is None else trial.source, header, target)
+        pairing = _pair_by_runs(header, target, seen)
+    constant = {fqn for fqn in target if len({made[fqn] for _, made in seen if made[fqn]}) == 1}
+    open_b = [fqn for fqn in pairing.only_b if fqn not in constant]
+    relations: tuple[Relation, ...] = ()
+    if open_b:
+        relations = find_relations(other, returned.tensors, pairing.only_a, open_b, pairing.pairs).relations
+    del returned  # before the next result
+    returned = runner.run(first)
+    result = returned.tensors
+    _check_keys(converter, digests, again := result.digests(), "the same values")
+    unstable = {fqn for fqn, digest in digests.items() if again[fqn] != digest}
+    if unstable:
+        pairing = _pair_by_runs(header, target, seen, unstable)
+    verifier = Verifier(first, result)
+    relations = tuple(each for each in relations if unstable.isdisjoint(each.targets) and verifier.is_true(each))
+    effects = _find_effects(runner, trial, _Trial(first, result), pairing, relations, frozenset(unstable))
     return Conversion(
-        *(pairing, result.header(), source, result, collisions, tuple(vanished), tuple(unclear)),
-        kept=tuple(fqn for fqn, target in pairing.pairs.items() if fqn == target),
-        constant=tuple(fqn for fqn in pairing.only_b if other.get(fqn) == first[fqn] and fqn not in unstable),
-        unstable=unstable,
-        beside=beside,
+        *(pairing, target, first, result, relations, effects.collisions, effects.vanished, effects.unclear),
+        kept=tuple(fqn for fqn, made in pairing.pairs.items() if fqn == made),
+        constant=tuple(fqn for fqn in pairing.only_b if fqn in constant and fqn not in unstable),
+        unstable=tuple(fqn for fqn in digests if fqn in unstable),
+        beside=returned.beside,
     )
-
-
-def _shrink_trial(
-    converter: Converter, header: StateDictSpec, pairing: Pairing, result: StateTensors
-) -> tuple[RandomTensors, StateTensors, Pairing] | None:
-    """Return a run on small tensors, for the many further ones; None if it shows anything else than the large run.
-
-    Rules are never learned from it. It may stand for the large run if it has the same keys, pairs and leftovers.
-    """
-    small = {fqn: TensorSpec(each.dtype, tuple(map(_shrink_size, each.shape))) for fqn, each in header.items()}
-    if small == dict(header):
-        return None
-    source = RandomTensors(StateDictSpec(small, name=header.name))
-    try:
-        trial = StateTensors(_run(converter, source)[0], "")
-    except UsageError:  # it has sizes of its own
-        return None
-    found = _promote_unique(pair_by_value(source, trial), source)
-    same = found.pairs == pairing.pairs and (found.only_a, found.only_b) == (pairing.only_a, pairing.only_b)
-    return (source, trial, found) if same and list(trial.header()) == list(result.header()) else None
-
-
-def _shrink_size(size: int) -> int:
-    """Return a small size that the usual splits divide."""
-    return size if size <= 48 else 48
-
-
-def _digest_run(converter: Converter, source: RandomTensors) -> dict[str, bytes]:
-    return StateTensors(_run(converter, source)[0], "").digests()
 
 
 def _check_source(converter: Converter, header: StateDictSpec) -> None:
@@ -204,87 +129,168 @@ def _check_source(converter: Converter, header: StateDictSpec) -> None:
             raise UsageError(Diagnostic("RK608", title, help=(f"{converter.reference} cannot be run on it",)))
 
 
-# ------------------------------------------------------------------------------------------------ one run
+def _check_keys(converter: Converter, first: Digests, again: Digests, values: str) -> None:
+    if again.keys() != first.keys():
+        differs = [fqn for fqn in (*first, *again) if (fqn in first) != (fqn in again)]
+        names = join_words(map(show_key, differs), 3)
+        title = f"{converter.reference} returns other keys when it runs again on {values}: {names}"
+        raise UsageError(Diagnostic("RK671", title, help=("a converter must do the same in every run",)))
 
 
-def _run(
-    converter: Converter, source: RandomTensors, order: Sequence[str] | None = None
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Return the tensors that the converter makes of a fresh copy, and the keys of what is no tensor."""
-    state = source.make_state(order)
-    random_state = torch.get_rng_state()
-    try:
-        with isolate_guest(), torch.no_grad():
-            returned = converter.call(state)
-    except (Exception, SystemExit) as error:
-        raise UsageError(_diagnose_failure(converter, error, source.header())) from error
-    finally:
-        torch.set_rng_state(random_state)
-    found = state if returned is None else _find_mapping(returned)
-    if found is None:
-        title = f"{converter.reference} returned a {type(returned).__name__}, not a state dict"
-        raise UsageError(Diagnostic("RK671", title, help=("it must return a dict of tensors, or change its own",)))
-    tensors = {fqn: value for fqn, value in found.items() if isinstance(value, torch.Tensor)}
-    for fqn, value in tensors.items():
-        if not isinstance(fqn, str):
-            title = f"{converter.reference} returned a tensor under the key {fqn!r}, which is not text"
-            raise UsageError(Diagnostic("RK671", title))
-        if value.is_meta or value.layout is not torch.strided or value.is_quantized:
-            title = f"{converter.reference} returned no plain tensor of values for {show_key(fqn)}"
-            raise UsageError(Diagnostic("RK671", title))
-    if not tensors:
-        kind = "an empty dict" if not found else "a dict without tensors"
-        raise UsageError(Diagnostic("RK671", f"{converter.reference} returned {kind}"))
-    # The result must not share the dict: the converter may keep it.
-    return {fqn: value.detach() for fqn, value in tensors.items()}, tuple(map(str, found.keys() - tensors.keys()))
+# ------------------------------------------------------------------------------------------------ pairs
 
 
-def _find_mapping(returned: object) -> Mapping[Any, Any] | None:
-    """Return the state dict: what was returned, or the first mapping of a tuple."""
-    if isinstance(returned, Mapping):
-        return returned
-    if isinstance(returned, tuple | list):
-        return next((each for each in returned if isinstance(each, Mapping)), None)
-    return None
+def _run_more(
+    runner: Runner, source: RandomTensors, header: StateDictSpec, target: StateDictSpec
+) -> list[tuple[Digests, Digests]]:
+    """Run on further values until single bits are certain; tensors with another size than in `header` stay open.
 
-
-def _diagnose_failure(converter: Converter, error: BaseException, header: StateDictSpec) -> Diagnostic:
-    cause = f"{type(error).__name__}: {error}".strip()
-    key = _find_key(error, header)
-    at = "" if key is None else f" at the key {show_key(key)}"
-    help = ["check that the source has the layout that the converter reads"]
-    if isinstance(error, KeyError):
-        help[0] = f"the source has no such key: {help[0]}"
-    elif isinstance(error, TypeError) and "argument" in str(error):
-        help = ["give its arguments with --arg key=value"]
-    return Diagnostic("RK669", f"{converter.reference} failed{at}", notes=(cause,), help=tuple(help))
-
-
-def _find_key(error: BaseException, header: StateDictSpec) -> str | None:
-    """Return the key that the converter was at: the innermost variable of its frames that holds one."""
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append(trace.tb_frame)
-        trace = trace.tb_next
-    for frame in reversed(frames):
-        if frame.f_code.co_filename == __file__:
+    Only small sources, at most the runs that a tensor of one bit takes.
+    """
+    found: list[tuple[Digests, Digests]] = []
+    if source.header().nbytes > _SMALL_SOURCE:
+        return found
+    for seed in range(2, _CERTAIN_BITS):
+        values = RandomTensors(source.header(), seed)
+        try:
+            result = runner.run(values).tensors
+        except UsageError:
             break
-        for value in frame.f_locals.values():
-            if isinstance(value, str) and value in header:
-                return value
-    return None
+        if list(result.header()) != list(target):
+            break
+        found.append(
+            (
+                {fqn: one if header[fqn] == source.header()[fqn] else b"" for fqn, one in values.digests().items()},
+                {fqn: one if target[fqn] == result.header()[fqn] else b"" for fqn, one in result.digests().items()},
+            )
+        )
+    return found
+
+
+def _pair_by_runs(
+    a: StateDictSpec, b: StateDictSpec, runs: Sequence[tuple[Digests, Digests]], but: Collection[str] = ()
+) -> Pairing:
+    """Pair keys whose bytes are equal in every run; too few random bits are only `alike`, never certain.
+
+    The targets `but` count as equal to nothing.
+    """
+    in_a: defaultdict[tuple[bytes, ...], list[str]] = defaultdict(list)
+    in_b: defaultdict[tuple[bytes, ...], list[str]] = defaultdict(list)
+    for fqn in a:
+        in_a[tuple(one[fqn] for one, _ in runs)].append(fqn)
+    for fqn in b:
+        if fqn not in but:
+            in_b[tuple(other[fqn] for _, other in runs)].append(fqn)
+    pairs: dict[str, str] = {}
+    alike: dict[str, tuple[str, ...]] = {}
+    copies: dict[str, tuple[str, ...]] = {}
+    for content, fqns in in_a.items():
+        others = tuple(in_b.get(content, ()))
+        certain = len(fqns) == 1 and len(runs) * _count_random_bits(a[fqns[0]]) >= _CERTAIN_BITS
+        if certain and len(others) == 1:
+            pairs[fqns[0]] = others[0]
+        elif certain and others:
+            copies[fqns[0]] = others
+        elif others:
+            alike.update(dict.fromkeys(fqns, others))
+    equal = {fqn for content in in_a for fqn in in_b.get(content, ())}
+    return Pairing(
+        {fqn: pairs[fqn] for fqn in a if fqn in pairs},
+        {fqn: alike[fqn] for fqn in a if fqn in alike},
+        tuple(fqn for fqn in a if fqn not in pairs and fqn not in alike and fqn not in copies),
+        tuple(fqn for fqn in b if fqn not in equal),
+        copies={fqn: copies[fqn] for fqn in a if fqn in copies},
+    )
+
+
+def _count_random_bits(spec: TensorSpec) -> int:
+    bits = DTYPE_BITS[spec.dtype]
+    is_float = TORCH_DTYPES[spec.dtype].is_floating_point or TORCH_DTYPES[spec.dtype].is_complex
+    return spec.numel * _RANDOM_BITS.get(spec.dtype, bits // 2 if is_float else bits)
 
 
 # ------------------------------------------------------------------------------------------------ more runs
 
 
 @dataclass(frozen=True, slots=True)
-class _Search:
-    """Further runs, on other values and in other orders; `first` are the digests of the first run."""
+class _Trial:
+    """A run that further ones are compared with."""
 
-    converter: Converter
-    header: StateDictSpec
-    first: Mapping[str, bytes]
+    source: RandomTensors
+    result: StateTensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Effects:
+    """What becomes of the keys that no pair and no relation reads."""
+
+    collisions: Mapping[str, tuple[str, ...]]
+    vanished: tuple[str, ...]
+    unclear: tuple[str, ...]
+
+
+def _find_effects(
+    runner: Runner,
+    small: _Trial | None,
+    full: _Trial,
+    pairing: Pairing,
+    relations: Sequence[Relation],
+    unstable: frozenset[str],
+) -> _Effects:
+    """Tell keys that are overwritten, and keys that are not used, from those that are used in ways no rule says."""
+    read = {fqn for each in relations for fqn in each.sources}
+    lost = [fqn for fqn in pairing.only_a if fqn not in read]
+    if not lost:
+        return _Effects({}, (), ())
+    holders = {target: fqn for fqn, target in pairing.pairs.items()}
+    holders |= {target: fqn for fqn, targets in pairing.copies.items() for target in targets}
+    holders |= {target: each.sources[-1] for each in relations for target in each.targets}
+    targets = [fqn for fqn in pairing.only_b if fqn not in holders]
+    trial = small or full
+    search = _Search(runner, trial.source, trial.result.digests(), unstable)
+    unused, unclear = search.find_unused([fqn for fqn in lost if not _is_seen(trial, fqn, targets)])
+    collisions, vanished = search.find_collisions(holders, unused)
+    if small is not None and unused:
+        # Small tensors may be treated in another way than those of the real sizes.
+        sizes = _Search(runner, full.source, full.result.digests(), unstable)
+        if not sizes.stays_equal(unused):
+            return _Effects({}, (), tuple(fqn for fqn in full.source.header() if fqn in {*unused, *unclear}))
+    return _Effects(collisions, tuple(vanished), tuple(unclear))
+
+
+def _shrink_trial(runner: Runner, header: StateDictSpec, pairing: Pairing, digests: Digests) -> _Trial | None:
+    """Return a run on small tensors, for the many further ones; None if it shows anything else than the large run.
+
+    Rules are never learned from it. It may stand for the large run if it has the same keys, pairs and leftovers.
+    """
+    small = {fqn: TensorSpec(each.dtype, tuple(map(_shrink_size, each.shape))) for fqn, each in header.items()}
+    if small == dict(header):
+        return None
+    source = RandomTensors(StateDictSpec(small, name=header.name))
+    try:
+        result = runner.run(source).tensors
+    except UsageError:  # it has sizes of its own
+        return None
+    one, other = source.digests(), result.digests()
+    if list(other) != list(digests):
+        return None
+    lost = {one[fqn] for fqn in pairing.only_a}
+    same = all(one[fqn] == other[target] for fqn, target in pairing.pairs.items())
+    return _Trial(source, result) if same and lost.isdisjoint(other.values()) else None
+
+
+def _shrink_size(size: int) -> int:
+    """Return a small size that the usual splits divide."""
+    return size if size <= 48 else 48
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Further runs, on other values and in other orders; `first` are the digests of the first result."""
+
+    runner: Runner
+    source: RandomTensors
+    first: Digests
     unstable: frozenset[str]
 
     def find_unused(self, fqns: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -296,7 +302,8 @@ class _Search:
         unused: list[str] = []
         unclear: list[str] = []
         waiting = [list(fqns)] if fqns else []
-        budget = max(4, min(MAX_SEARCH, _MAX_READ // max(1, self.header.nbytes)))
+        header = self.source.header()
+        budget = max(LEAST_SEARCH, min(MAX_SEARCH, _MAX_READ // max(1, header.nbytes)))
         runs = 0
         while waiting:
             group = waiting.pop()
@@ -309,102 +316,74 @@ class _Search:
             elif len(group) > 1:
                 half = len(group) // 2
                 waiting += [group[half:], group[:half]]
-        known = {fqn: place for place, fqn in enumerate(self.header)}
+        known = {fqn: place for place, fqn in enumerate(header)}
         return sorted(unused, key=known.__getitem__), sorted(unclear, key=known.__getitem__)
 
     def stays_equal(self, group: Sequence[str]) -> bool:
-        digests = _digest_run(self.converter, RandomTensors(self.header, 0, group))
-        return digests.keys() == self.first.keys() and all(
-            digests[fqn] == digest for fqn, digest in self.first.items() if fqn not in self.unstable
-        )
+        """Return whether other values of these keys change nothing."""
+        return self.list_changed(self.first, self.try_run(others=group)) == []
+
+    def try_run(self, order: Sequence[str] | None = None, others: Sequence[str] = ()) -> Digests | None:
+        """Return the digests of a run; None if the converter does not take it."""
+        try:
+            return self.runner.run(RandomTensors(self.source.header(), 0, others), order).tensors.digests()
+        except UsageError:
+            return None
+
+    def list_changed(self, one: Digests | None, other: Digests | None) -> list[str] | None:
+        """Return the targets that differ; None if the keys do, or a run is missing."""
+        if one is None or other is None or one.keys() != other.keys():
+            return None
+        return [fqn for fqn in self.first if fqn not in self.unstable and one.get(fqn) != other.get(fqn)]
 
     def find_collisions(
-        self, pairing: Pairing, vanished: Sequence[str]
+        self, holders: Mapping[str, str], unused: Sequence[str]
     ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         """Return the keys that take turns at one target, and the keys that vanish in every order.
 
         What a later key overwrites, it overwrites no more where it comes first. Each round puts the keys that are
-        still missing last; it ends when a round finds none, or after `MAX_ORDERS`.
+        still missing last; it ends when a round finds none, or after `MAX_ORDERS`. Then some are tried singly.
         """
-        holders = {target: fqn for fqn, target in pairing.pairs.items()}
         shared: dict[str, list[str]] = {}
-        left = list(vanished)
+        left = list(unused)
+        values = self.source.digests() if left else {}
         for number in range(MAX_ORDERS):
-            if not left:
-                break
             last = set(left)
-            front = [fqn for fqn in self.header if fqn not in last]
-            try:
-                source = RandomTensors(self.header)
-                tensors, _ = _run(self.converter, source, [*front, *(left if number % 2 else reversed(left))])
-            except UsageError:  # this converter needs its order
+            front = [fqn for fqn in self.source.header() if fqn not in last]
+            digests = self.try_run([*front, *(left if number % 2 else reversed(left))]) if left else None
+            if digests is None:  # nothing is left, or this converter needs its order
                 break
-            found = pair_by_value(source, StateTensors(tensors, ""))
-            placed = {**found.pairs, **{fqn: others[0] for fqn, others in found.alike.items() if len(others) == 1}}
-            now = {fqn: placed[fqn] for fqn in left if fqn in placed and placed[fqn] in self.first}
+            places = {digest: target for target, digest in digests.items() if self.first.get(target) != digest}
+            now = {fqn: places[values[fqn]] for fqn in left if values[fqn] in places}
             if not now:
                 break
             for fqn, target in now.items():
                 shared.setdefault(target, []).append(fqn)
             left = [fqn for fqn in left if fqn not in now]
+        for fqn in left[:MAX_ORDERS]:
+            for target in self.find_overwritten(fqn):
+                shared.setdefault(target, []).append(fqn)
+        found = {fqn for fqns in shared.values() for fqn in fqns}
         collisions = {
             target: (*fqns, *((holders[target],) if target in holders else ())) for target, fqns in shared.items()
         }
-        return {target: collisions[target] for target in self.first if target in collisions}, left
+        return {target: collisions[target] for target in self.first if target in collisions}, [
+            fqn for fqn in left if fqn not in found
+        ]
+
+    def find_overwritten(self, fqn: str) -> list[str]:
+        """Return the targets that an unused key makes if it comes last: by its values, not only by its place."""
+        order = [*(each for each in self.source.header() if each != fqn), fqn]
+        moved = self.try_run(order)
+        fed = self.list_changed(moved, self.try_run(order, [fqn])) if moved is not None else None
+        return [target for target in fed or () if target in (self.list_changed(self.first, moved) or ())]
 
 
-def _is_seen(source: RandomTensors, fqn: str, result: StateTensors, targets: Iterable[str]) -> bool:
+def _is_seen(trial: _Trial, fqn: str, targets: Iterable[str]) -> bool:
     """Return whether an element of a float tensor of A is one of B: a slice, a transpose or a concatenation of it."""
-    tensor = source.make(fqn).reshape(-1)
-    if not tensor.numel() or DTYPE_BITS[source.header()[fqn].dtype] < _CERTAIN_BITS:
+    tensor = trial.source.make(fqn).reshape(-1)
+    if not tensor.numel() or tensor.dtype not in (torch.float32, torch.float64):
         return False
     sample = tensor[:: max(1, tensor.numel() // 4)]
-    header = result.header()
-    return any(
-        bool(torch.isin(sample, result._tensors[other].reshape(-1)).any())
-        for other in targets
-        if header[other].dtype == source.header()[fqn].dtype
-    )
-
-
-def _promote_unique(pairing: Pairing, source: RandomTensors) -> Pairing:
-    """Pair single elements too: with values made for this, enough random bits are equal by no chance."""
-    header = source.header()
-    held: dict[tuple[str, ...], int] = {}
-    for others in pairing.alike.values():
-        held[others] = held.get(others, 0) + 1
-    sure = {
-        fqn: others[0]
-        for fqn, others in pairing.alike.items()
-        if len(others) == 1 == held[others] and 8 * header[fqn].nbytes >= _CERTAIN_BITS
-    }
-    if not sure:
-        return pairing
-    pairs = {fqn: sure.get(fqn) or pairing.pairs[fqn] for fqn in header if fqn in sure or fqn in pairing.pairs}
-    alike = {fqn: others for fqn, others in pairing.alike.items() if fqn not in sure}
-    return replace(pairing, pairs=pairs, alike=alike, numbers=pairing.numbers - sure.keys())
-
-
-# ------------------------------------------------------------------------------------------------ values
-
-
-def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
-    dtype = TORCH_DTYPES[spec.dtype]
-    if dtype is torch.bool:
-        return torch.randint(0, 2, spec.shape, generator=generator).to(torch.bool)
-    if dtype.is_complex:
-        parts = torch.randn((*spec.shape, 2), generator=generator, dtype=torch.float64)
-        return torch.view_as_complex(parts).to(dtype)
-    if dtype.is_floating_point:
-        wide = torch.float64 if dtype is torch.float64 else torch.float32
-        values = torch.randn(spec.shape, generator=generator, dtype=wide)
-        return (values.abs() if spec.dtype == "F8_E8M0" else values).to(dtype)
-    limits = torch.iinfo(dtype)
-    # All of 64 bits are not a range that `randint` takes.
-    low, high = max(limits.min, -(1 << 62)), min(limits.max, 1 << 62)
-    return torch.randint(low, high, spec.shape, generator=generator, dtype=torch.int64).to(dtype)
-
-
-def _view_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data).cast("B") if flat.numel() else memoryview(b"")
+    same = (made for made in map(trial.result.get, targets) if made.dtype == tensor.dtype)
+    return any(bool(torch.isin(sample, made.reshape(-1)).any()) for made in same)

@@ -10,12 +10,16 @@ from typing import Any
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 
+_PYTHON = {"None": None, "True": True, "False": False}
+
 
 def parse_model_args(pairs: Sequence[str], option: str = "--model-arg") -> dict[str, Any]:
-    """Parse `key=value` pairs; a value that is valid JSON is parsed, anything else is a string.
+    """Parse `key=value` pairs; JSON and None, True and False are parsed, anything else is a string.
 
-    >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny"])
-    {'dim': 8, 'dim_mult': [1, 2], 'name': 'tiny'}
+    Raises `UsageError` (RK609) for anything else than pairs, and for a key that is given twice.
+
+    >>> parse_model_args(["dim=8", "dim_mult=[1, 2]", "name=tiny", "bias=False"])
+    {'dim': 8, 'dim_mult': [1, 2], 'name': 'tiny', 'bias': False}
     """
     parsed: dict[str, Any] = {}
     for pair in pairs:
@@ -24,8 +28,11 @@ def parse_model_args(pairs: Sequence[str], option: str = "--model-arg") -> dict[
             raise UsageError(
                 Diagnostic("RK609", f"{option} {pair!r} is not key=value", help=(f"for example {option} dim=8",))
             )
+        if key in parsed:
+            help = ("give each argument once; a list is written as JSON: key=[1, 2]",)
+            raise UsageError(Diagnostic("RK609", f"{option} {key} is given twice", help=help))
         try:
-            parsed[key] = json.loads(value)
+            parsed[key] = _PYTHON[value] if value in _PYTHON else json.loads(value)
         except (ValueError, RecursionError):
             parsed[key] = value
     return parsed

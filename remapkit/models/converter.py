@@ -5,6 +5,7 @@ Naming one runs its code, like `--model`: nothing but the caller's own word ever
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
@@ -28,6 +29,8 @@ _HELP = (
 )
 _STATE_NAMES = ("checkpoint", "state_dict", "sd", "ckpt", "weights", "tensors", "original_state_dict")
 """Names of the parameter that takes the state dict, if it is not the first one."""
+_FIRST_ONLY = "_checkpoint_conversion_mapping"
+"""Tables of this name, of classes of transformers, are applied up to the first expression that is found in a key."""
 _MAPPER_PARTS = ("orig_to_new_regex", "orig_to_new_substr", "orig_to_new_prefix", "orig_to_new_suffix")
 
 State = dict[str, Any]
@@ -51,26 +54,47 @@ def resolve_converter(reference: str, args: Mapping[str, Any] | None = None) -> 
     >>> dict(resolve_converter("py:collections:OrderedDict").call({"w": 1}))
     {'w': 1}
     """
-    path, _, name = reference.rpartition(":")
-    if not reference.startswith("py:") and path.endswith(".py"):
-        value = _get_attribute(reference, _load_file(Path(path), reference), name)
-    elif not reference.startswith("py:") and reference.endswith(".py"):
-        title = f"{reference} names a file, but nothing in it"
-        raise UsageError(Diagnostic("RK668", title, help=(f"add the name of the function: {reference}:NAME",)))
-    else:
-        value = resolve_value(reference)
-    rename = _read_renames(reference, value)
-    if rename is not None and not args:
-        return Converter(reference, lambda state: _rename_keys(state, rename))
+    value = _find_value(reference)
+    rename = _read_renames(reference, value, first_only=reference.endswith(_FIRST_ONLY))
     apply = getattr(value, "apply", None)
-    if callable(apply) and not isinstance(value, type) and not inspect.isroutine(value) and not args:
+    is_mapper = callable(apply) and not isinstance(value, type) and not inspect.isroutine(value)
+    if (rename is not None or is_mapper) and args:
+        title = f"{reference} is {name_type(value)}, which takes no --arg"
+        raise UsageError(Diagnostic("RK668", title, help=_HELP))
+    if rename is not None:
+        return Converter(reference, lambda state: _rename_keys(state, rename))
+    if is_mapper and apply is not None:
         # A mapper takes pairs and yields pairs.
         return Converter(reference, lambda state: dict(apply(state.items())))
-    if not callable(value) or (rename is not None and args):
-        what = f"{reference} is a {type(value).__name__}"
-        title = f"{what}, which takes no --arg" if rename is not None else f"{what}, which converts no state dict"
+    if not callable(value):
+        title = f"{reference} is {name_type(value)}, which converts no state dict"
         raise UsageError(Diagnostic("RK668", title, help=_HELP))
     return Converter(reference, _bind_arguments(reference, value, dict(args or {})))
+
+
+def name_type(value: object) -> str:
+    """Return the name of a value's type with its article.
+
+    >>> name_type(3), name_type([])
+    ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _find_value(reference: str) -> Any:
+    """Return what the reference names, in a file or a module; runs its code."""
+    path, _, name = reference.rpartition(":")
+    if reference.startswith("py:"):
+        return resolve_value(reference)
+    if path.endswith(".py"):
+        return _get_attribute(reference, _load_file(Path(path), reference), name)
+    if reference.endswith(".py"):
+        title = f"{reference} names a file, but nothing in it"
+        raise UsageError(Diagnostic("RK668", title, help=(f"add the name of the function: {reference}:NAME",)))
+    if not path or not name or "/" in reference or "\\" in reference:
+        raise UsageError(Diagnostic("RK668", f"{reference!r} names no converter", help=_HELP))
+    return resolve_value(reference)
 
 
 def _load_file(path: Path, reference: str) -> ModuleType:
@@ -82,6 +106,8 @@ def _load_file(path: Path, reference: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # as in `python file.py`: it may import its neighbours, also when it runs
     try:
         with isolate_guest():
             spec.loader.exec_module(module)
@@ -106,52 +132,46 @@ def _get_attribute(reference: str, value: Any, name: str) -> Any:
 def _bind_arguments(reference: str, function: Callable[..., Any], args: dict[str, Any]) -> Callable[[State], Any]:
     """Return a call that passes the state dict where the function expects it; RK607 for arguments that do not fit."""
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some builtins have none
         return lambda state: function(state, **args)
     kinds = inspect.Parameter
-    named = [each for each in parameters.values() if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
-    free = [each for each in named if each.name not in args]
-    places = [each for each in free if each.name in _STATE_NAMES] or free
-    variable = any(each.kind is kinds.VAR_POSITIONAL for each in parameters.values())
-    place = places[0] if places else None
-    needed = [
-        each.name for each in free if each is not place and each.default is kinds.empty and each.name not in args
-    ]
-    unknown = [
-        name for name in args if name not in {each.name for each in named if each.kind != kinds.POSITIONAL_ONLY}
-    ]
-    if any(each.kind is kinds.VAR_KEYWORD for each in parameters.values()):
-        unknown = []
+    kept = [each for each in parameters if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+    free = [each for each in kept if each.name not in args]
+    plain = [each for each in free if each.kind is not kinds.KEYWORD_ONLY]
+    place = next((each for each in free if each.name in _STATE_NAMES), plain[0] if plain else None)
+    if place is None and not any(each.kind is kinds.VAR_POSITIONAL for each in parameters):
+        raise UsageError(Diagnostic("RK607", f"{reference} takes no state dict", help=_HELP))
+    needed = [each.name for each in free if each is not place and each.default is kinds.empty]
     if needed:
         title = f"{reference} also needs {join_words(needed)}"
         raise UsageError(Diagnostic("RK607", title, help=(f"pass --arg {needed[0]}=value",)))
+    takes_any = any(each.kind is kinds.VAR_KEYWORD for each in parameters)
+    named = [each.name for each in kept if each is not place and each.kind != kinds.POSITIONAL_ONLY]
+    unknown = [name for name in args if name not in named and not takes_any]
     if unknown:
-        known = [each.name for each in named if each is not place]
-        help = (suggest_name(unknown[0], known, f"it takes {join_words(known) if known else 'no arguments'}"),)
+        help = (suggest_name(unknown[0], named, f"it takes {join_words(named) if named else 'no arguments'}"),)
         raise UsageError(Diagnostic("RK607", f"{reference} takes no argument {unknown[0]!r}", help=help))
-    if place is None:
-        if not variable:
-            raise UsageError(Diagnostic("RK607", f"{reference} takes no state dict", help=_HELP))
-        return lambda state: function(state, **args)
-    if place.kind is kinds.POSITIONAL_ONLY or place is named[0]:
-        return lambda state: function(state, **args)
-    return lambda state: function(**{place.name: state, **args})
+    # Each call gets arguments of its own: it may change them.
+    if place is None or place.kind is kinds.POSITIONAL_ONLY or place is kept[0]:
+        return lambda state: function(state, **copy.deepcopy(args))
+    return lambda state: function(**{place.name: state, **copy.deepcopy(args)})
 
 
 # ------------------------------------------------------------------------------------------------ tables of renames
 
 
-def _read_renames(reference: str, value: object) -> Rename | None:
+def _read_renames(reference: str, value: object, *, first_only: bool) -> Rename | None:
     """Return the renaming that a table, or a mapper without `apply`, describes; None for anything else."""
     if isinstance(value, Mapping) or (isinstance(value, list | tuple) and value):
-        return _make_substitutions(reference, value.items() if isinstance(value, Mapping) else value)
+        pairs = value.items() if isinstance(value, Mapping) else value
+        return _make_substitutions(reference, pairs, first_only=first_only)
     if any(isinstance(getattr(value, part, None), Mapping) for part in _MAPPER_PARTS):
         return None if callable(getattr(value, "apply", None)) else lambda key: _map_name(value, key)
     return None
 
 
-def _make_substitutions(reference: str, pairs: Iterable[Any]) -> Rename:
+def _make_substitutions(reference: str, pairs: Iterable[Any], *, first_only: bool) -> Rename:
     steps = []
     for number, pair in enumerate(pairs, 1):
         try:
@@ -165,7 +185,9 @@ def _make_substitutions(reference: str, pairs: Iterable[Any]) -> Rename:
 
     def rename(key: str) -> str:
         for pattern, new in steps:
-            key = pattern.sub(new, key)
+            key, count = pattern.subn(new, key)
+            if count and first_only:
+                break
         return key
 
     return rename

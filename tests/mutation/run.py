@@ -55,6 +55,7 @@ from tests.mutation.faults_relations import FAULTS as RELATIONS
 from tests.mutation.faults_report import FAULTS as REPORT
 from tests.mutation.faults_routes import FAULTS as ROUTES
 from tests.mutation.faults_sources import FAULTS as SOURCES
+from tests.mutation.faults_through import FAULTS as THROUGH
 
 FAULTS: tuple[Fault, ...] = (
     *PROOFS,
@@ -73,6 +74,7 @@ FAULTS: tuple[Fault, ...] = (
     *OPS,
     *OUTPUTS,
     *SOURCES,
+    *THROUGH,
 )
 
 LIMIT = 600

@@ -65,17 +65,17 @@ def _run_through(args: Namespace) -> CommandOutcome:
         **get_reading_options(args),
         force=args.force,
     )
-    found = {name: list(getattr(report, name)) for name in ("vanished", "kept", "constant", "unstable")}
+    found = {name: list(getattr(report, name)) for name in ("vanished", "kept", "constant", "unstable", "added")}
     collisions = {target: list(fqns) for target, fqns in report.collisions.items()}
     data = {**_dump_learned(report.learned), "collisions": collisions, **found}
     if report.output is None:
         return CommandOutcome(data={"text": report.text, **data}, raw=report.text, diagnostics=report.diagnostics)
-    output, number = report.output, len(report.learned.pairs)
+    output = report.output
     return CommandOutcome(
         data={"output": str(output), **data},
         text=(
             f"ran {args.through}: {count_noun(len(report.source), 'key')} became {len(report.target)}",
-            f"wrote {output} with its manifests: rules, proven for all keys, that map {number} of them",
+            f"wrote {output} with its manifests: {report}; proven for all keys, and run on the same values",
             f"next: review it; `remapkit lint {output}` and `remapkit test {output}` check it again",
         ),
         diagnostics=report.diagnostics,
