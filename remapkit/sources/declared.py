@@ -10,16 +10,18 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import escape_line
 from remapkit.files.strict_json import read_json_file
-from remapkit.rulefile.syntax import RuleFile
 from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec
+
+if TYPE_CHECKING:
+    from remapkit.rulefile.syntax import RuleFile
 
 
 def find_home_folder(file: RuleFile) -> Path:
