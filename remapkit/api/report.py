@@ -30,6 +30,7 @@ from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.roots import choose_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.proofs.model import Proof
+from remapkit.registry.identify import hint_layout
 from remapkit.rules.counted import count_params
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.mounts import SourceLike
@@ -188,7 +189,8 @@ def _list_diagnostics(
     notes: Sequence[Diagnostic],
 ) -> tuple[Diagnostic, ...]:
     check = held.check
-    found = [*blocking, *(plan.problems if check is None else check.problems)]
+    problems = plan.problems if check is None else check.problems
+    found = [*blocking, *hint_layout(problems, plan.source, plan.name)]
     found += plan.warnings if check is None else (*check.warnings, *check.notes)
     # The plan reports dead rules in its warnings too; an undecided proof that is allowed is no error.
     rest = (each for each in proof.findings if each.code != "RK205" and each not in blocking)
