@@ -171,17 +171,23 @@ class _Judge:
 
     def find_exact(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
         """Return the layouts that have exactly the names and shapes under a root, which all of `rough` are about."""
-        inside = self._cut(rough[0].root)
+        root = rough[0].root
+        inside = self._cut(root)
         counts = Counter(map(mask_indices, inside))
-        found = []
-        digest = ""
-        for each in rough:
-            alike = [manifest for manifest in each.candidate.manifests.values() if manifest.counts == counts]
-            if alike and not digest:
-                digest = digest_tensors(inside)
-            if any(manifest.digest == digest for manifest in alike):
-                found.append(self._make_fit(each, Verdict.EXACT, _Difference((), (), ())))
-        return found
+        alike = {
+            number: [manifest for manifest in each.candidate.manifests.values() if manifest.counts == counts]
+            for number, each in enumerate(rough)
+        }
+        if not any(alike.values()):
+            return []
+        equal = _Difference((), (), ())
+        if any(self._is_packed(root, fqn) for fqn in inside):
+            is_equal = lambda manifest: self._compare(manifest, root, inside) == equal  # noqa: E731
+        else:
+            digest = digest_tensors(inside)
+            is_equal = lambda manifest: manifest.digest == digest  # noqa: E731
+        found = [rough[number] for number, manifests in alike.items() if any(map(is_equal, manifests))]
+        return [self._make_fit(each, Verdict.EXACT, equal) for each in found]
 
     def find_parts(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
         """Return the layouts of which the keys under a root are a part, or that they are in another size.
@@ -205,7 +211,7 @@ class _Judge:
         for least, number, manifest in ordered:
             if judged == MAX_JUDGED or (best is not None and least > best):
                 break
-            if (differs := self._compare(manifest, inside)) is None:
+            if (differs := self._compare(manifest, rough[number].root, inside)) is None:
                 continue
             judged += 1
             distance = differs.numbers + len(differs.shapes)
@@ -220,7 +226,7 @@ class _Judge:
         inside = self._cut(rough.root)
         counts = Counter(map(mask_indices, inside))
         nearest = min(rough.candidate.manifests.values(), key=lambda manifest: _count_least(counts, manifest))
-        differs = self._compare(nearest, inside) or _Difference((), (), ())
+        differs = self._compare(nearest, rough.root, inside) or _Difference((), (), ())
         here = set(map(mask_indices, inside))
         lacking = tuple(sorted(rough.candidate.kinds - here))
         strangers = tuple(fqn for fqn in inside if mask_indices(fqn) not in rough.candidate.kinds)
@@ -250,7 +256,10 @@ class _Judge:
             differs.numbers if numbers is None else numbers,
         )
 
-    def _compare(self, manifest: Manifest, inside: Mapping[str, TensorSpec]) -> _Difference | None:
+    def _is_packed(self, root: str, fqn: str) -> bool:
+        return bool(self.packed) and (f"{root}.{fqn}" if root else fqn) in self.packed
+
+    def _compare(self, manifest: Manifest, root: str, inside: Mapping[str, TensorSpec]) -> _Difference | None:
         """Compare with a manifest; None if it cannot be read, because it was removed meanwhile."""
         if manifest.digest not in self._read:
             self._read[manifest.digest] = _read_manifest(manifest)
@@ -261,7 +270,7 @@ class _Judge:
         return _Difference(
             tuple(fqn for fqn in known if fqn not in inside),
             tuple(fqn for fqn in inside if fqn not in known),
-            tuple(fqn for fqn in shapes if fqn not in self.packed),
+            tuple(fqn for fqn in shapes if not self._is_packed(root, fqn)),
         )
 
     def _decide(

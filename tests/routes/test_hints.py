@@ -14,9 +14,7 @@ from remapkit.registry.identify import describe_layouts
 ROOT = Path(remapkit.__file__).parent.parent
 KEYS = ROOT / "rules" / "keys"
 GROUPED = "these keys are those of layout wan22-vae/grouped, which wan22_pth writes: they are converted already"
-BACK = (
-    "`remapkit convert` leads back to wan21-vae/diffusers, wan21-vae/upstream, wan22-vae/diffusers and wan22-vae"
-)
+BACK = "`remapkit convert` leads back to wan21-vae/diffusers, wan21-vae/upstream, wan22-vae/diffusers and wan22-vae"
 
 
 def test_a_layout_that_is_only_written_is_named() -> None:
