@@ -103,28 +103,23 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     >>> describe_layouts([f"net.{fqn}" for fqn in known])
     "these keys are those of layout wan22-vae/upstream (packs wan22_pth and wan22_vae) under root 'net': --root net"
     """
-    keys = list(names)
+    keys, layouts = list(names), list_layouts()
     prefixed = isinstance(names, StateDictSpec) and any(names.prefixes)
-    layouts = list_layouts()
     found = _find_parts(identify_layout(keys))
-    written = not found
-    if written:
-        unread = {pack for layout in layouts if not layout.read_by for pack in layout.written_by}
-        targets = [(each.pack, each.target.kinds) for each in list_pack_layouts() if each.pack in unread]
-        found = _find_parts(_fit_packs(keys, targets))
-    packs = [fit.pack for fit in found]
-    if not found or (but in packs and not written):  # then another pack that reads the layout is no better
-        return None
-    root, lacking = found[0].root, found[0].lacking
+    if not found or but in [fit.pack for fit in found]:  # then another pack that reads the layout is no better
+        return None if found else _describe_written(keys, layouts, but, prefixed)
+    root, packs = found[0].root, [fit.pack for fit in found]
     if root and prefixed:
         return None  # a root is looked for in each file, before its keys get the prefix of a mount
-    less = f", {count_noun(lacking, 'name')} of which {'is' if lacking == 1 else 'are'} not there" if lacking else ""
-    where = f" under root {root!r}" if root else ""
-    if written:
-        return _describe_written(packs, layouts, but, f"{less}{where}")
     own = any(but in layout.written_by and set(packs) <= set(layout.read_by) for layout in layouts)
-    also = f"; {but} writes it" if own else ""
-    return f"these keys are those of {_name_packs(packs, layouts)}{less}{where}{f': --root {root}' if root else also}"
+    end = f": --root {root}" if root else f"; {but} writes it" if own else ""
+    return f"these keys are those of {_name_packs(packs, layouts)}{_describe_place(found[0])}{end}"
+
+
+def _describe_place(fit: PackFit) -> str:
+    verb = "is" if fit.lacking == 1 else "are"
+    less = f", {count_noun(fit.lacking, 'name')} of which {verb} not there" if fit.lacking else ""
+    return less + (f" under root {fit.root!r}" if fit.root else "")
 
 
 def _find_parts(fits: Sequence[PackFit]) -> list[PackFit]:
@@ -139,17 +134,25 @@ def _name_packs(names: Sequence[str], layouts: Sequence[Layout]) -> str:
     return f"layout {found.pop()} ({every})" if len(found) == 1 else every
 
 
-def _describe_written(packs: Sequence[str], layouts: Sequence[Layout], but: str, where: str) -> str:
-    """Return which layout keys have that packs only write, and what leads back."""
+def _describe_written(keys: Sequence[str], layouts: Sequence[Layout], but: str, prefixed: bool) -> str | None:
+    """Return which layout keys have that packs only write, and what leads back; None if there is none."""
+    unread = {pack for layout in layouts if not layout.read_by for pack in layout.written_by}
+    found = _find_parts(
+        _fit_packs(keys, [(each.pack, each.target.kinds) for each in list_pack_layouts() if each.pack in unread])
+    )
+    if not found or (found[0].root and prefixed):
+        return None
+    packs = [fit.pack for fit in found]
     writers = [but] if but in packs else packs
     named = [layout.name for layout in layouts if not layout.read_by and set(writers) & set(layout.written_by)]
-    what = f"layout{'s' if len(named) > 1 else ''} {join_words(named)}"
+    what = f"these keys are those of layout{'s' if len(named) > 1 else ''} {join_words(named)}"
+    what += _describe_place(found[0])
     if but in packs:
-        return f"these keys are those of {what}{where}, which {but} writes: they are converted already"
+        return f"{what}, which {but} writes: they are converted already"
     sources = [layout.name for layout in layouts if set(packs) & set(layout.read_by)]
     back = f": `remapkit convert` leads back to {join_words(sources, 4)}" if sources else ""
     every = f"pack{'s' if len(packs) > 1 else ''} {join_words(packs)} write{'s' if len(packs) == 1 else ''}"
-    return f"these keys are those of {what}{where}, which {every}{back}"
+    return f"{what}, which {every}{back}"
 
 
 def hint_layout(problems: Sequence[Diagnostic], names: Iterable[str], rules: str) -> tuple[Diagnostic, ...]:
