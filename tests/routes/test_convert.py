@@ -258,4 +258,5 @@ def test_the_graph_as_text_and_as_a_picture(tmp_path: Path, capsys: pytest.Captu
     assert main(["packs", "--graph", "-o", str(tmp_path / "packs.svg")]) == 2
     assert main(["packs", "-o", str(tmp_path / "other.svg")]) == 2
     assert main(["packs", "--graph", "-o", str(tmp_path / "packs.png")]) == 2
+    assert main(["packs", "--force"]) == main(["packs", "--graph", "--force"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["packs.svg"]

@@ -209,6 +209,12 @@ def test_rules_that_do_not_follow_are_refused() -> None:
         remapkit.load("wan22_pth").then("wan22_diffusers")
 
 
+@pytest.mark.parametrize("other", [None, 3, ["wan22_vae"], ""])
+def test_what_is_no_rule_set_cannot_follow(other: object) -> None:
+    with pytest.raises(TypeError, match=r"then: `other` must be a RuleSet or a path, got"):
+        remapkit.load("wan22_pth").then(other)
+
+
 @pytest.mark.parametrize("command", ["explain", "invert", "verify"])
 def test_a_route_is_no_rule_file(command: str) -> None:
     route = remapkit.load("wan22_vae").then("wan22_vae_diffusers")
