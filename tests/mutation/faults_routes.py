@@ -9,6 +9,7 @@ SEARCH = ("tests/routes/test_search.py",)
 CONVERT = ("tests/routes/test_convert.py",)
 CACHE = ("tests/routes/test_layout_cache.py",)
 BRUTE = ("tests/routes/test_identify_property.py",)
+PROBE = ("tests/sources/test_probe_root.py",)
 HINTS = ("tests/routes/test_hints.py",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -291,5 +292,21 @@ FAULTS: tuple[Fault, ...] = (
         "bool(self.fits or self.adapters)",
         "an adapter is a layout's if all of its modules are",
         CONVERT,
+    ),
+    Fault(
+        "the keys are planned as they are first",
+        "plans/roots.py",
+        'if first is None or rules.counted or rules.unmatched != "error" or rules.match(first):',
+        "if rules is not None:",
+        "a root that is found costs one plan",
+        PROBE,
+    ),
+    Fault(
+        "a root is taken where rules take any key",
+        "plans/roots.py",
+        'rules.counted or rules.unmatched != "error" or rules.match(first):',
+        "rules.counted or rules.match(first):",
+        "what is probed is what is chosen",
+        PROBE,
     ),
 )

@@ -24,7 +24,7 @@ from remapkit.registry.fit_layouts import MAX_NEAR, LayoutFit, LayoutFits, Verdi
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 Shape = tuple[int, ...]
-KINDS = ("in.weight", "out.weight", "h.*.w", "h.*.b", "h.*.e.*.w", "mid.weight", "mid.h.*.w", "norm.g")
+KINDS = ("in.weight", "h.*.w", "h.*.b", "h.*.e.*.w", "mid.in.weight", "mid.h.*.w", "mid.h.*.b", "norm.g")
 SHAPES: tuple[Shape, ...] = ((2,), (3,), (2, 2))
 PREFIXES = ("", "net", "model.net", "first_stage_model")
 FOREIGN = ("zz.w", "head.q", "h.0.zz", "net.zz", "step")
@@ -65,7 +65,12 @@ def draw_layouts(draw: st.DrawFn) -> list[Known]:
         layers = draw(st.integers(1, 3))
         names = [name for kind in kinds for name in number(kind, layers)]
         tensors = {name: draw(st.sampled_from(SHAPES[: draw(st.integers(1, 3))])) for name in names}
-        if made and draw(st.integers(0, 3)) == 0:  # one that differs from another in little, or in nothing
+        how = draw(st.sampled_from(["its own", "its own", "like another", "around another"])) if made else "its own"
+        if how == "around another":
+            inner = {f"mid.{name}": shape for name, shape in made[-1].tensors.items() if mask(f"mid.{name}") in KINDS}
+            outer = {name: shape for name, shape in tensors.items() if not name.startswith("mid.")}
+            tensors = {**outer, **inner} or tensors
+        elif how == "like another":  # one that differs from another in little, or in nothing
             tensors = dict(made[-1].tensors)
             if draw(st.booleans()):
                 tensors[draw(st.sampled_from(sorted(tensors)))] = draw(st.sampled_from(SHAPES))
@@ -218,7 +223,7 @@ def check_answer(found: LayoutFits, known: list[Known], made: Made) -> None:
     assert exact == find_exact(known, made)
     others = [fit for fit in found.fits if fit.verdict is not Verdict.EXACT]
     for fit in others:
-        check_other(fit, known, made)
+        check_other(fit, known, made, {each.layout for each in found.fits if each.root == fit.root})
     free = [
         root
         for root in list_prefixes(made.plain)
@@ -232,12 +237,13 @@ def check_answer(found: LayoutFits, known: list[Known], made: Made) -> None:
         assert all(fit.verdict is Verdict.NEAR for fit in found.near)
 
 
-def check_other(fit: LayoutFit, known: list[Known], made: Made) -> None:
+def check_other(fit: LayoutFit, known: list[Known], made: Made, named: set[str]) -> None:
     inside = cut(made.plain, fit.root)
     (layout,) = (each for each in known if each.name == fit.layout)
     assert speaks(inside, layout)
     off = {each.name: count_off(inside, each, made, fit.root) for each in known if speaks(inside, each)}
     assert off[fit.layout] == min(off.values()), "another layout is nearer"
+    assert {name for name, count in off.items() if count == off[fit.layout]} == named, "one as near is not named"
     assert fit.keys == len(inside) and fit.numbers == len(inside.keys() ^ layout.tensors.keys())
     lacking = layout.kinds - set(map(mask, inside))
     foreign = inside.keys() - layout.tensors.keys()
