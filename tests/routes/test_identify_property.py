@@ -67,7 +67,7 @@ def draw_layouts(draw: st.DrawFn) -> list[Known]:
         tensors = {name: draw(st.sampled_from(SHAPES[: draw(st.integers(1, 3))])) for name in names}
         how = draw(st.sampled_from(["its own", "its own", "like another", "around another"])) if made else "its own"
         if how == "around another":
-            inner = {f"mid.{name}": shape for name, shape in made[-1].tensors.items() if mask(f"mid.{name}") in KINDS}
+            inner = {f"mid.{name}": shape for name, shape in made[-1].tensors.items()}
             outer = {name: shape for name, shape in tensors.items() if not name.startswith("mid.")}
             tensors = {**outer, **inner} or tensors
         elif how == "like another":  # one that differs from another in little, or in nothing
