@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _isolate_cache(config)
     if strict_skips.wanted(config):
         config.pluginmanager.register(strict_skips.StrictSkips(), "strict-skips")
 
@@ -46,6 +49,24 @@ def pytest_collection_finish() -> None:
     """What is imported and collected stays to the end: the collector need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+def _isolate_cache(config: pytest.Config) -> None:
+    """Keep what tests say about packs out of the user's cache: they, and every process they start, share a new one.
+
+    The processes of pytest-xdist inherit the variable from the one that starts them, which removes the folder.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    before, folder = os.environ.get("REMAPKIT_CACHE"), tempfile.mkdtemp(prefix="remapkit-tests-")
+    os.environ["REMAPKIT_CACHE"] = folder
+
+    def restore() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("REMAPKIT_CACHE")
+        os.environ.update({"REMAPKIT_CACHE": before} if before is not None else {})
+
+    config.add_cleanup(restore)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from remapkit.plans.layers import is_another_size
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
-from remapkit.plans.roots import choose_root, take_root
+from remapkit.plans.roots import choose_root, probe_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, report_other_size, skip_target_check
 from remapkit.registry.identify import hint_layout
 from remapkit.sources.declared import read_declared_source
@@ -185,8 +185,10 @@ def apply(
         reader = stack.enter_context(open_source(source, options, rules=rule_set.file, metadata_from=metadata_from))
         refuse_contradictions(reader)
         provenance = make_provenance(rule_set, name_source(source, reader))
+        fit = probe_root(rule_set, reader.header(), partial=partial) if root is None else None
+        reader = take_root(reader, fit) if fit is not None else reader
         rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
-        if root is None and (fit := choose_root(rule_set, plan, partial=partial)) is not None:
+        if root is None and fit is None and (fit := choose_root(rule_set, plan, partial=partial)) is not None:
             reader = take_root(reader, fit)
             rule_set, plan = _make_plan(rule_set, reader, allow_undecided)
         if dtype is not None:

@@ -23,7 +23,7 @@ from remapkit.formats.options import make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.make import make_plan
-from remapkit.plans.roots import choose_root, take_root
+from remapkit.plans.roots import choose_root, probe_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target
 from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.registry.installed import packs
@@ -130,7 +130,10 @@ def check(
         if path is None:
             return _read_declared_source(rules), ""
         with open_source(path, options, rules=rules.file) as reader:
-            fit = choose_root(rules, make_plan(rules, reader.header())) if root is None else None
+            names = reader.header()
+            fit = probe_root(rules, names) if root is None else None
+            if root is None and fit is None:
+                fit = choose_root(rules, make_plan(rules, names))
             reader = take_root(reader, fit) if fit is not None else reader
             notes.extend(note for note in reader.notes if note not in notes)
             return reader.header(), reader.root

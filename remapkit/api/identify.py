@@ -119,7 +119,7 @@ def _describe_fit(fit: LayoutFit, found: Identification) -> str:
     details += [f"under root {fit.root!r}"] if fit.root else []
     details += [f"{count_noun(fit.outside, 'key')} outside it"] if fit.outside else []
     if fit.scales:
-        details.append(f"quantised: {count_noun(found.scaled, 'weight')} with {count_noun(fit.scales, 'scale')}")
+        details.append(f"quantised: {count_noun(found.scaled, 'weight')} with {count_noun(fit.scales, 'companion')}")
     return f"{found.name}: {fit.layout}, {how} ({', '.join(details)})"
 
 
@@ -127,7 +127,8 @@ def _describe_next(fit: LayoutFit) -> Iterator[str]:
     if fit.packs:
         yield f"read by {join_words(fit.packs)}"
     if targets := find_targets(fit.layout):
-        yield f"can become {join_words(targets)}: remapkit convert CKPT --to LAYOUT"
+        scaled = ", if its scales can be taken along" if fit.scales else ""
+        yield f"can become {join_words(targets)}{scaled}: remapkit convert CKPT --to LAYOUT"
 
 
 def _describe_adapter(adapter: AdapterFit, found: Identification) -> str:

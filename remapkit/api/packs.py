@@ -88,7 +88,12 @@ def packs(*, graph: bool = False, output: str | Path | None = None, force: bool 
     ['flux_bfl']
     """
     if graph:
+        if force and output is None:
+            help = ("name the picture with -o packs.svg or -o packs.html",)
+            raise UsageError(Diagnostic("RK609", "--force replaces a picture, and none is named", help=help))
         return make_graph(output, force=force)
     if output is not None:
         raise UsageError(Diagnostic("RK609", "-o names the picture of --graph", help=("pass --graph too",)))
+    if force:
+        raise UsageError(Diagnostic("RK609", "--force replaces the picture of --graph", help=("pass --graph too",)))
     return tuple(Pack(pack.name, pack.path, pack.origin) for pack in installed.packs())

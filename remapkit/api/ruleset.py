@@ -120,6 +120,7 @@ class RuleSet(CompiledRules):
 
         return Plan.of(make_plan(self, header(source)))
 
+    @checked
     def then(self, other: RulesLike) -> RuleSet:
         """Return the rules that do what these and then `other` do, as one plan: nothing between is made or written.
 

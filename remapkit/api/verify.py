@@ -16,7 +16,7 @@ from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.reference import resolve_reference
 from remapkit.models.target import TargetRef, find_declared_target, header, import_factory
 from remapkit.plans.make import make_plan
-from remapkit.plans.roots import choose_root, take_root
+from remapkit.plans.roots import choose_root, probe_root, take_root
 from remapkit.registry.verified import write_witness
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.mounts import SourceLike
@@ -149,7 +149,10 @@ def _read_keys(rules: RuleSet, keys: Keys | SourceLike | None, options: ReadOpti
     if is_header(keys):
         return header(keys)
     with open_source(cast("SourceLike", keys), options, rules=rules.file) as reader:
-        fit = choose_root(rules, make_plan(rules, reader.header())) if options.root is None else None
+        names = reader.header()
+        fit = probe_root(rules, names) if options.root is None else None
+        if options.root is None and fit is None:
+            fit = choose_root(rules, make_plan(rules, names))
         return (take_root(reader, fit) if fit is not None else reader).header()
 
 

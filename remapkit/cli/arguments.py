@@ -81,6 +81,13 @@ def get_reading_options(args: Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("strip", "strict_pickle", "allow_expand", "follow_links")}
 
 
+def get_writing_options(args: Namespace) -> dict[str, Any]:
+    """Return the options that every command that writes a checkpoint has, with those of its target and of reading."""
+    names = ("to_format", "dtype", "shard_size", "dry_run", "verify", "untie", "force", "partial", "allow_undecided")
+    own = {name: getattr(args, name) for name in (*names, "root")}
+    return {**own, **get_target_options(args), **get_param_options(args), **get_reading_options(args)}
+
+
 def make_option_error(title: str, *help: str) -> UsageError:
     """Return the error for options that do not go together."""
     return UsageError(Diagnostic("RK609", title, help=help))

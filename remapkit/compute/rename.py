@@ -15,6 +15,7 @@ from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import list_names
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
+from remapkit.registry.identify import hint_layout
 from remapkit.rules.counted import count_params
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
 
@@ -78,7 +79,7 @@ def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[s
     if not rules.has_operations:
         problems += [] if problems else _diagnose_target(rules, plan)
         if problems:
-            raise FailedCheck(problems)
+            raise FailedCheck(hint_layout(problems, header, rules.name))
         return {move.target: state_dict[move.sources[0]] for move in plan.moves}
     odd = [fqn for move in plan.moves if move.ops for fqn in move.sources if header[fqn] is OPAQUE]
     if odd:
@@ -86,7 +87,7 @@ def remap_by_plan(rules: CompiledRules, state_dict: Mapping[str, Any]) -> dict[s
         problems.append(Diagnostic("RK344", title, notes=(list_names(odd),), help=("give a state dict of tensors",)))
     problems += [] if problems else _diagnose_target(rules, plan)
     if problems:
-        raise FailedCheck(problems)
+        raise FailedCheck(hint_layout(problems, header, rules.name))
     from remapkit.compute.torch_eager import run_plan
 
     return run_plan(plan, state_dict)

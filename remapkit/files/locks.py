@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +28,8 @@ _PATIENCE, _PAUSE = 20, 0.005
 
 def lock_path(output: Path) -> Path:
     """Return the path of an output's lock file: in its folder, with a name of fixed length."""
+    import hashlib  # takes 5 ms, and only writing needs it
+
     tag = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]
     return output.parent / f"{LOCK_PREFIX}{tag}{LOCK_SUFFIX}"
 

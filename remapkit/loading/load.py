@@ -30,7 +30,7 @@ from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
 from remapkit.loading.transfer import TransferReport, execute_load
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
-from remapkit.plans.roots import choose_root
+from remapkit.plans.roots import choose_root, probe_root
 from remapkit.registry.identify import hint_layout
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
@@ -173,8 +173,12 @@ def load_into(
     _check_flags(model, requires_grad)
     with ExitStack() as stack:
         source, values, notes = _open_values(ckpt, options, run, stack, rule_set.file, target.header)
+        fit = probe_root(rule_set, source) if root is None else None
+        if fit is not None:
+            source, values, more = values.take_root(fit)
+            notes = (*notes, *more)
         plan = make_plan(rule_set, source)
-        if root is None and (fit := choose_root(rule_set, plan)) is not None:
+        if root is None and fit is None and (fit := choose_root(rule_set, plan)) is not None:
             source, values, more = values.take_root(fit)
             notes, plan = (*notes, *more), make_plan(rule_set, source)
         versions = getattr(ckpt, "_metadata", None) or {}

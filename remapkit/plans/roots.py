@@ -19,6 +19,7 @@ from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules, Rule
 from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.roots import list_roots, split_prefixes
+from remapkit.tensors.spec import StateDictSpec
 
 MAX_NEAR = 3
 """The most roots that a message lists."""
@@ -271,10 +272,26 @@ def choose_root(rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = Fal
     needed = any(problem.code == "RK301" for problem in plan.problems) or (
         bool(ids) and not any(move.rule.id in ids for move in plan.moves)
     )
-    if not needed or rules.file.source_root:
+    return _find_only_root(rules, plan.source, partial=partial) if needed else None
+
+
+def probe_root(rules: CompiledRules, header: StateDictSpec, *, partial: bool = False) -> RootFit | None:
+    """Return the root that `choose_root` would take, where this is known without a plan of the keys as they are.
+
+    That no rule matches the first key is known from the key alone, and says that a root is needed: then only the plan
+    under the root has to be made. None says nothing.
+    """
+    first = next(iter(header), None)
+    if first is None or rules.counted or rules.unmatched != "error" or rules.match(first):
+        return None
+    return _find_only_root(rules, header, partial=partial)
+
+
+def _find_only_root(rules: CompiledRules, header: StateDictSpec, *, partial: bool) -> RootFit | None:
+    if rules.file.source_root:
         return None
     known = None if partial else read_declared_source(rules.file)
-    fits = find_roots(rules, plan.source, list_required(known, rules) if known is not None else ())
+    fits = find_roots(rules, header, list_required(known, rules) if known is not None else ())
     return fits[0] if len(fits) == 1 and fits[0].root else None
 
 

@@ -1,8 +1,9 @@
 """Fit a header to the layouts of the installed packs: exactly, in another size, in part, or how far off.
 
-Names with their numbers left open find the candidates; the manifest of each candidate, and the rules of the packs
-that read it, then decide. No list of tell-tale keys is involved. The cost is bounded: every root and every layout is
-compared once, and the rules of at most `MAX_JUDGED` candidates are compiled.
+Names with their numbers left open find the candidates; the manifests of each candidate, and the rules of the packs
+that read it, then decide. No list of tell-tale keys is involved. Whether a manifest is met exactly is a question for
+its digest, so that nothing is read for the answer; else at most `MAX_JUDGED` manifests are read, the nearest first,
+and rules are compiled at most `MAX_COMPILED` times.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
-from remapkit.companions.names import find_adapter_module, find_scaled_weights
-from remapkit.registry.identify import MAX_KINDS, MAX_NAMES, MAX_ROOTS
-from remapkit.registry.layouts import Layout, PackLayouts, list_layouts, list_pack_layouts
+from remapkit.companions.names import WEIGHT_LEAVES, find_adapter_module, find_scaled_weights
+from remapkit.registry.candidates import Candidate, Manifest, RootFit, fit_candidates, list_candidates
+from remapkit.registry.identify import MAX_NAMES
+from remapkit.registry.layouts import PackLayouts, digest_tensors
 from remapkit.tensors.families import mask_indices
-from remapkit.tensors.roots import list_roots
-from remapkit.tensors.spec import StateDictSpec
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-MAX_JUDGED = 4
-"""The most candidates that are compared with their manifests and rules."""
+MAX_JUDGED = 8
+"""The most manifests that are read for one root."""
+MAX_COMPILED = 12
+"""The most times that rules are compiled, to see whether they match numbers that no manifest has."""
 MAX_NEAR = 3
 """The most layouts that are named for a checkpoint that has none of them."""
 OF_INPUTS = re.compile(r"(?:^|\.)(?:input_scale|scale_input|scaled_fp8)$")
@@ -101,15 +104,7 @@ class LayoutFits:
         return bool(self.fits or any(each.known == each.modules for each in self.adapters))
 
 
-@dataclass(slots=True)
-class _Candidate:
-    """A layout, or a pack without names for it, with the names of one of its manifests."""
-
-    layout: str
-    packs: tuple[str, ...]
-    read_by: PackLayouts | None
-    manifests: list[tuple[PackLayouts, bool]] = field(default_factory=list)
-    kinds: frozenset[str] = frozenset()
+# --------------------------------------------------------------------------------------------------------- layouts
 
 
 def fit_layouts(header: StateDictSpec) -> LayoutFits:
@@ -120,29 +115,21 @@ def fit_layouts(header: StateDictSpec) -> LayoutFits:
     >>> found.known, found.fits
     (False, ())
     """
-    names = list(header)
-    if not 0 < len(names) <= MAX_NAMES:
+    if not 0 < len(header) <= MAX_NAMES:
         return LayoutFits()
-    candidates = _list_candidates()
-    if 2 * sum(find_adapter_module(fqn) is not None for fqn in names) > len(names):
-        return LayoutFits(adapters=_fit_adapter(names, candidates))
-    scaled = find_scaled_weights(header)
-    companions = {name for found in scaled.values() for name in found}
-    if scaled:
-        companions |= {fqn for fqn in names if OF_INPUTS.search(fqn)}
-    names = [fqn for fqn in names if fqn not in companions]
-    rough = _fit_kinds(names, candidates)
-    chosen = [] if not rough else [each for each in rough if each.is_part]
+    candidates = list_candidates()
+    if 2 * sum(find_adapter_module(fqn) is not None for fqn in header) > len(header):
+        return LayoutFits(adapters=_fit_adapter(header, candidates))
+    judge = _Judge(header)
+    rough = fit_candidates(list(judge.tensors), candidates)
     fits: list[LayoutFit] = []
-    judged = 0
-    for each in chosen:
-        others = [fit for fit in fits if fit.fits and fit.root != each.root]
-        if judged < MAX_JUDGED and not any(_overlaps(each.root, fit.root) for fit in others):
-            judged += 1
-            fits.append(_judge(each, header, names, companions))
-    whole = _keep_best([fit for fit in fits if fit.fits])
-    near = () if whole else tuple(_judge(each, header, names, companions) for each in rough[:MAX_NEAR])
-    return LayoutFits(whole, near=near, scaled=tuple(scaled))
+    for judge_root in (judge.find_exact, judge.find_parts):
+        for root in dict.fromkeys(each.root for each in rough if each.is_part):
+            if not any(_overlaps(root, fit.root) for fit in fits):
+                fits += judge_root([each for each in rough if each.is_part and each.root == root])
+    near = {} if fits else {fit.candidate.layout: fit for fit in reversed(rough)}
+    nearest = sorted(near.values(), key=lambda fit: fit.rank)[:MAX_NEAR]
+    return LayoutFits(tuple(fits), near=tuple(map(judge.measure, nearest)), scaled=tuple(judge.scaled))
 
 
 def _overlaps(one: str, other: str) -> bool:
@@ -150,201 +137,229 @@ def _overlaps(one: str, other: str) -> bool:
     return not one or not other or f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def _keep_best(fits: Sequence[LayoutFit]) -> tuple[LayoutFit, ...]:
-    """Return for each root the layouts that fit best; of those in another size, the ones with most common names."""
-    order = list(Verdict)
-    best: dict[str, tuple[int, int]] = {}
-    for fit in fits:
-        rank = order.index(fit.verdict), fit.numbers
-        best[fit.root] = min(best.get(fit.root, rank), rank)
-    return tuple(fit for fit in fits if best[fit.root] == (order.index(fit.verdict), fit.numbers))
-
-
-def _list_candidates() -> list[_Candidate]:
-    """Return every manifest of every layout once, and the sources of packs that name none."""
-    found = list_pack_layouts()
-    layouts = list_layouts(found)
-    candidates: dict[tuple[str, frozenset[str]], _Candidate] = {}
-    for each in found:
-        for side, is_source in ((each.source, True), (each.target, False)):
-            layout = next((known for known in layouts if side.names and side.names[0] in _list_names(known)), None)
-            if not side.kinds or (layout is None and not is_source):
-                continue
-            name = layout.name if layout is not None else f"the source of {each.pack}"
-            readers = layout.read_by if layout is not None else (each.pack,)
-            made = candidates.setdefault((name, side.kinds), _Candidate(name, readers, None, kinds=side.kinds))
-            made.manifests.append((each, is_source))
-            made.read_by = made.read_by or (each if is_source else None)
-    return list(candidates.values())
-
-
-def _list_names(layout: Layout) -> tuple[str, ...]:
-    return (layout.name, *layout.aliases)
-
-
-# ------------------------------------------------------------------------------------------------- rough, by kinds
-
-
 @dataclass(frozen=True, slots=True)
-class _Rough:
-    candidate: _Candidate
-    root: str
-    keys: int
-    foreign: int
-    lacking: int
+class _Difference:
+    """The keys under a root against one manifest."""
 
-    @property
-    def is_part(self) -> bool:
-        return not self.foreign and 2 * self.lacking <= len(self.candidate.kinds)
-
-    @property
-    def rank(self) -> tuple[object, ...]:
-        return (
-            not self.is_part,
-            self.foreign + self.lacking,
-            self.root.count(".") + bool(self.root),
-            self.root,
-            self.candidate.layout,
-        )
-
-
-def _fit_kinds(names: Sequence[str], candidates: Sequence[_Candidate]) -> list[_Rough]:
-    """Return each candidate under its best root, the best first; none of which less than half the keys are known.
-
-    One that fits under several roots is returned for each of these.
-    """
-    kinds = Counter(map(mask_indices, names))
-    if len(kinds) > MAX_KINDS:
-        return []
-    roots = ("", *(root.path for root in list_roots(names)[:MAX_ROOTS]))
-    inside = {root: _cut_root(kinds, root) for root in roots}
-    found = []
-    for candidate in candidates:
-        fits = [_compare(candidate, root, below) for root, below in inside.items() if below]
-        parts = [fit for fit in fits if fit.is_part]
-        best = parts or [min(fits, key=lambda fit: fit.rank)]
-        found += [fit for fit in best if 2 * fit.foreign <= fit.keys and fit.foreign < fit.keys]
-    return sorted(found, key=lambda fit: fit.rank)
-
-
-def _cut_root(kinds: Mapping[str, int], root: str) -> dict[str, int]:
-    prefix = f"{root}." if root else ""
-    return {kind[len(prefix) :]: count for kind, count in kinds.items() if kind.startswith(prefix)}
-
-
-def _compare(candidate: _Candidate, root: str, kinds: Mapping[str, int]) -> _Rough:
-    foreign = sum(count for kind, count in kinds.items() if kind not in candidate.kinds)
-    return _Rough(candidate, root, sum(kinds.values()), foreign, len(candidate.kinds.difference(kinds)))
-
-
-# ------------------------------------------------------------------------------- exact, by manifests and languages
-
-
-def _judge(rough: _Rough, header: StateDictSpec, names: Sequence[str], companions: Iterable[str]) -> LayoutFit:
-    """Compare a candidate's manifests with the keys under its root; the nearest of them counts."""
-    prefix = f"{rough.root}." if rough.root else ""
-    inside = {fqn[len(prefix) :]: fqn for fqn in names if fqn.startswith(prefix)}
-    scales = sum(fqn.startswith(prefix) for fqn in companions)
-    judged = [_judge_manifest(rough, header, inside, known) for known in _read_manifests(rough.candidate)]
-    order = list(Verdict)
-    judged = judged or [_Judgement(Verdict.NEAR, len(inside), (), (), ())]  # its manifests were removed meanwhile
-    best = min(judged, key=lambda one: (order.index(one.verdict), one.numbers, len(one.shapes)))
-    return LayoutFit(
-        rough.candidate.layout,
-        rough.candidate.packs,
-        rough.root,
-        best.verdict,
-        len(inside),
-        len(header) - len(inside) - scales,
-        best.missing,
-        best.foreign,
-        best.shapes,
-        scales,
-        best.numbers,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Judgement:
-    verdict: Verdict
-    numbers: int
     missing: tuple[str, ...]
     foreign: tuple[str, ...]
     shapes: tuple[str, ...]
 
-
-def _judge_manifest(
-    rough: _Rough, header: StateDictSpec, inside: Mapping[str, str], known: StateDictSpec
-) -> _Judgement:
-    missing = tuple(fqn for fqn in known if fqn not in inside)
-    foreign = tuple(fqn for fqn in inside if fqn not in known)
-    shapes = tuple(fqn for fqn, spec in known.items() if fqn in inside and header[inside[fqn]].shape != spec.shape)
-    numbers = len(missing) + len(foreign)
-    if not numbers:
-        return _Judgement(Verdict.OTHER_SIZE if shapes else Verdict.EXACT, 0, (), (), shapes)
-    kinds = rough.candidate.kinds
-    here = set(map(mask_indices, inside))
-    lacking = tuple(sorted(kind for kind in kinds if kind not in here))
-    strangers = tuple(fqn for fqn in foreign if mask_indices(fqn) not in kinds)
-    strangers = strangers or tuple(_find_unspoken(rough.candidate, inside))
-    if strangers or 2 * len(lacking) > len(kinds):
-        return _Judgement(Verdict.NEAR, numbers, lacking, strangers, shapes)
-    if not lacking and (foreign or shapes):
-        return _Judgement(Verdict.OTHER_SIZE, numbers, (), (), shapes)
-    return _Judgement(Verdict.PART, numbers, lacking if foreign or shapes else missing, (), shapes)
+    @property
+    def numbers(self) -> int:
+        return len(self.missing) + len(self.foreign)
 
 
-def _find_unspoken(candidate: _Candidate, fqns: Iterable[str]) -> list[str]:
-    """Return the keys that no rule of a pack that reads the layout matches; none if no pack reads it."""
-    if candidate.read_by is None:
-        return []
+class _Judge:
+    """Compares the tensors of a header, without the companions of scaled weights, with manifests and rules.
+
+    A packed weight has the shape of its numbers, not that of the weight, and perhaps another name (`qweight`): it is
+    compared by the name of the weight alone.
+    """
+
+    def __init__(self, header: StateDictSpec) -> None:
+        self.scaled = find_scaled_weights(header)
+        self.companions = {name for found in self.scaled.values() for name in found}
+        if self.scaled:
+            self.companions |= {fqn for fqn in header if OF_INPUTS.search(fqn)}
+        names = {fqn: _name_weight(fqn, header) for fqn in self.scaled}
+        self.packed = {names[fqn] for fqn in self.scaled if not header[fqn].dtype.startswith("F8")}
+        self.tensors = {names.get(fqn, fqn): spec for fqn, spec in header.items() if fqn not in self.companions}
+        self._size = len(header)
+        self._read: dict[str, StateDictSpec | None] = {}
+        self._compiled = 0
+
+    def find_exact(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
+        """Return the layouts that have exactly the names and shapes under a root, which all of `rough` are about."""
+        root = rough[0].root
+        inside = self._cut(root)
+        counts = Counter(map(mask_indices, inside))
+        alike = {
+            number: [manifest for manifest in each.candidate.manifests.values() if manifest.counts == counts]
+            for number, each in enumerate(rough)
+        }
+        if not any(alike.values()):
+            return []
+        equal = _Difference((), (), ())
+        if any(self._is_packed(root, fqn) for fqn in inside):
+            is_equal = lambda manifest: self._compare(manifest, root, inside) == equal  # noqa: E731
+        else:
+            digest = digest_tensors(inside)
+            is_equal = lambda manifest: manifest.digest == digest  # noqa: E731
+        found = [rough[number] for number, manifests in alike.items() if any(map(is_equal, manifests))]
+        return [self._make_fit(each, Verdict.EXACT, equal) for each in found]
+
+    def find_parts(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
+        """Return the layouts of which the keys under a root are a part, or that they are in another size.
+
+        The nearest are returned: those with the fewest tensors that are not as in their manifest. It is found without
+        reading all manifests: how many names of each kind there are says how many must differ at least.
+        """
+        inside = self._cut(rough[0].root)
+        counts = Counter(map(mask_indices, inside))
+        ordered = sorted(
+            (
+                (_count_least(counts, manifest), number, manifest)
+                for number, each in enumerate(rough)
+                for manifest in each.candidate.manifests.values()
+            ),
+            key=lambda one: one[:2],
+        )
+        found: dict[str, tuple[int, LayoutFit]] = {}
+        best: int | None = None
+        judged = 0
+        for least, number, manifest in ordered:
+            if judged == MAX_JUDGED or (best is not None and least > best):
+                break
+            if (differs := self._compare(manifest, rough[number].root, inside)) is None:
+                continue
+            judged += 1
+            distance = differs.numbers + len(differs.shapes)
+            fit = self._make_fit(rough[number], *self._decide(rough[number], differs, inside))
+            if fit.fits and distance <= found.get(fit.layout, (distance, fit))[0]:
+                found[fit.layout] = distance, fit
+                best = distance if best is None else min(best, distance)
+        return [fit for distance, fit in found.values() if distance == best]
+
+    def measure(self, rough: RootFit) -> LayoutFit:
+        """Return how far off a candidate is that fits nowhere."""
+        inside = self._cut(rough.root)
+        counts = Counter(map(mask_indices, inside))
+        nearest = min(rough.candidate.manifests.values(), key=lambda manifest: _count_least(counts, manifest))
+        differs = self._compare(nearest, rough.root, inside) or _Difference((), (), ())
+        here = set(map(mask_indices, inside))
+        lacking = tuple(sorted(rough.candidate.kinds - here))
+        strangers = tuple(fqn for fqn in inside if mask_indices(fqn) not in rough.candidate.kinds)
+        strangers = strangers or self._find_unspoken(rough.candidate, differs.foreign, inside) or ()
+        return self._make_fit(rough, Verdict.NEAR, _Difference(lacking, strangers, differs.shapes), differs.numbers)
+
+    def _cut(self, root: str) -> dict[str, TensorSpec]:
+        prefix = f"{root}." if root else ""
+        return {fqn[len(prefix) :]: spec for fqn, spec in self.tensors.items() if fqn.startswith(prefix)}
+
+    def _make_fit(
+        self, rough: RootFit, verdict: Verdict, differs: _Difference, numbers: int | None = None
+    ) -> LayoutFit:
+        prefix = f"{rough.root}." if rough.root else ""
+        scales = sum(fqn.startswith(prefix) for fqn in self.companions)
+        return LayoutFit(
+            rough.candidate.layout,
+            rough.candidate.packs,
+            rough.root,
+            verdict,
+            rough.keys,
+            self._size - rough.keys - scales,
+            differs.missing,
+            differs.foreign,
+            differs.shapes,
+            scales,
+            differs.numbers if numbers is None else numbers,
+        )
+
+    def _is_packed(self, root: str, fqn: str) -> bool:
+        return bool(self.packed) and (f"{root}.{fqn}" if root else fqn) in self.packed
+
+    def _compare(self, manifest: Manifest, root: str, inside: Mapping[str, TensorSpec]) -> _Difference | None:
+        """Compare with a manifest; None if it cannot be read, because it was removed meanwhile."""
+        if manifest.digest not in self._read:
+            self._read[manifest.digest] = _read_manifest(manifest)
+        known = self._read[manifest.digest]
+        if known is None:
+            return None
+        shapes = (fqn for fqn, spec in known.items() if fqn in inside and inside[fqn].shape != spec.shape)
+        return _Difference(
+            tuple(fqn for fqn in known if fqn not in inside),
+            tuple(fqn for fqn in inside if fqn not in known),
+            tuple(fqn for fqn in shapes if not self._is_packed(root, fqn)),
+        )
+
+    def _decide(
+        self, rough: RootFit, differs: _Difference, inside: Mapping[str, TensorSpec]
+    ) -> tuple[Verdict, _Difference, int]:
+        """Return what keys of a candidate's kinds are to one of its manifests, and the difference as it is shown."""
+        numbers = differs.numbers
+        if not numbers and not differs.shapes:
+            return Verdict.EXACT, differs, 0
+        lacking = tuple(sorted(rough.candidate.kinds.difference(map(mask_indices, inside))))
+        strangers = self._find_unspoken(rough.candidate, differs.foreign, inside)
+        if strangers is None or strangers:
+            return Verdict.NEAR, _Difference(lacking, strangers or (), differs.shapes), numbers
+        if not lacking and (differs.foreign or differs.shapes):
+            return Verdict.OTHER_SIZE, _Difference((), (), differs.shapes), numbers
+        missing = lacking if differs.foreign or differs.shapes else differs.missing
+        return Verdict.PART, _Difference(missing, (), differs.shapes), numbers
+
+    def _find_unspoken(
+        self, candidate: Candidate, fqns: Sequence[str], inside: Iterable[str]
+    ) -> tuple[str, ...] | None:
+        """Return the keys that no pack that reads the layout matches, none if none reads it; None if undecided."""
+        left = tuple(fqns)
+        for pack in candidate.readers:
+            if not left:
+                break
+            if self._compiled == MAX_COMPILED:
+                return None
+            self._compiled += 1
+            matched = _list_matched(pack, left, inside)
+            if matched is None:
+                return ()
+            left = tuple(fqn for fqn in left if fqn not in matched)
+        return left if candidate.readers else ()
+
+
+def _name_weight(fqn: str, header: Mapping[str, TensorSpec]) -> str:
+    """Return the name that a scaled weight has in files without scales."""
+    head, dot, leaf = fqn.rpartition(".")
+    plain = f"{head}{dot}{WEIGHT_LEAVES[0]}"
+    return plain if leaf in WEIGHT_LEAVES and plain not in header else fqn
+
+
+def _count_least(counts: Mapping[str, int], manifest: Manifest) -> int:
+    """Return how many names a manifest and keys at least do not have in common, by their counts of each kind."""
+    kinds = counts.keys() | manifest.counts.keys()
+    return sum(abs(counts.get(kind, 0) - manifest.counts.get(kind, 0)) for kind in kinds)
+
+
+def _read_manifest(manifest: Manifest) -> StateDictSpec | None:
+    from remapkit.diagnostics.errors import RemapkitError
+    from remapkit.sources.declared import read_declared
+
+    try:
+        return read_declared(manifest.path) if manifest.path is not None else None
+    except RemapkitError:
+        return None
+
+
+def _list_matched(pack: PackLayouts, fqns: Sequence[str], keys: Iterable[str]) -> set[str] | None:
+    """Return those of some keys that a pack's rules match; None if it takes any key, or cannot be compiled."""
     from remapkit.diagnostics.errors import RemapkitError
     from remapkit.registry.load import load_rules
     from remapkit.rules.counted import count_params
 
-    keys = list(fqns)
     try:
-        rules = count_params(load_rules(candidate.read_by.path), keys)
+        rules = count_params(load_rules(pack.path), keys)
     except RemapkitError:
-        return []
-    return [fqn for fqn in keys if not rules.match(fqn) and rules.unmatched == "error"]
-
-
-def _read_manifests(candidate: _Candidate) -> list[StateDictSpec]:
-    """Return the different manifests of a candidate: those of one layout may be of several sizes."""
-    from remapkit.diagnostics.errors import RemapkitError
-    from remapkit.sources.declared import read_declared
-
-    found: list[StateDictSpec] = []
-    for pack, is_source in candidate.manifests:
-        path = (pack.source if is_source else pack.target).manifest
-        try:
-            known = read_declared(path) if path is not None else None
-        except RemapkitError:  # removed since the cache was made
-            known = None
-        if known is not None and not any(dict(known) == dict(other) for other in found):
-            found.append(known)
-    return found
+        return None
+    return {fqn for fqn in fqns if rules.match(fqn)} if rules.unmatched == "error" else None
 
 
 # -------------------------------------------------------------------------------------------------------- adapters
 
 
-def _fit_adapter(names: Iterable[str], candidates: Iterable[_Candidate]) -> tuple[AdapterFit, ...]:
+def _fit_adapter(names: Iterable[str], candidates: Iterable[Candidate]) -> tuple[AdapterFit, ...]:
     """Return the layouts that have most of an adapter's modules, in the form in which they are named."""
-    modules = dict.fromkeys(module for fqn in names if (module := find_adapter_module(fqn)) is not None)
+    modules = list(list_modules(names))
+    forms = [
+        (form, is_flat, Counter((_mask_flat if is_flat else mask_indices)(module[len(prefix) :]) for module in own))
+        for form, prefix, is_flat in ADAPTER_FORMS
+        if (own := [module for module in modules if module.startswith(prefix)])
+    ]
     found: dict[tuple[str, str], AdapterFit] = {}
     for candidate in candidates:
         bases = {kind.rpartition(".")[0] for kind in candidate.kinds}
         flat = {base.replace(".", "_") for base in bases}
-        for form, prefix, is_flat in ADAPTER_FORMS:
-            own = [module for module in modules if module.startswith(prefix)]
-            known = sum(
-                (_mask_flat(module[len(prefix) :]) in flat)
-                if is_flat
-                else mask_indices(module[len(prefix) :]) in bases
-                for module in own
-            )
+        for form, is_flat, kinds in forms:
+            known = sum(kinds[kind] for kind in kinds.keys() & (flat if is_flat else bases))
             best = found.get((candidate.layout, form))
             if known and (best is None or known > best.known):
                 found[candidate.layout, form] = AdapterFit(candidate.layout, form, len(modules), known)

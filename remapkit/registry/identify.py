@@ -1,4 +1,4 @@
-"""Identify the layout of a checkpoint: the installed packs whose declared source has its names, under which root.
+"""Identify the layout of a checkpoint by the names that installed packs read or write, and under which root.
 
 Only names are compared, with their numbers left open: a pack's manifest is of one size of its model.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import count_noun, join_words
-from remapkit.registry.layouts import list_layouts, list_pack_layouts
+from remapkit.registry.layouts import Layout, list_layouts, list_pack_layouts
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.roots import list_roots
 from remapkit.tensors.spec import StateDictSpec
@@ -58,14 +58,19 @@ def identify_layout(names: Iterable[str]) -> tuple[PackFit, ...]:
     >>> identify_layout(f"net.{name}" for name in names)[0].root
     'net'
     """
-    names = list(names)
+    return _fit_packs(list(names), [(each.pack, each.source.kinds) for each in list_pack_layouts()])
+
+
+def _fit_packs(names: Sequence[str], packs: Iterable[tuple[str, frozenset[str]]]) -> tuple[PackFit, ...]:
     kinds = Counter(map(mask_indices, names)) if len(names) <= MAX_NAMES else Counter[str]()
     if not 0 < len(kinds) <= MAX_KINDS:
         return ()
     roots = ("", *(root.path for root in list_roots(names)[:MAX_ROOTS]))
     inside = {root: {kind: kinds[full] for full, kind in _list_kinds(kinds, root)} for root in roots}
     found = []
-    for pack, known in _list_layouts():
+    for pack, known in packs:
+        if not known:
+            continue
         fits = [_compare(pack, root, below, known) for root, below in inside.items()]
         best = min(fits, key=_rank)
         if 2 * best.foreign <= best.keys and best.foreign < best.keys:
@@ -87,12 +92,10 @@ def _rank(fit: PackFit) -> tuple[object, ...]:
     return fit.foreign + fit.lacking, fit.root.count(".") + bool(fit.root), fit.root, fit.pack
 
 
-def _list_layouts() -> Iterator[tuple[str, frozenset[str]]]:
-    return ((each.pack, each.source.kinds) for each in list_pack_layouts() if each.source.kinds)
-
-
 def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     """Return which layout these names are those of, or which packs, except the pack `but`; None if there is none.
+
+    Layouts that installed packs read come first, then those that they only write.
 
     >>> import remapkit
     >>> from remapkit.sources.declared import read_declared_source
@@ -100,23 +103,56 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     >>> describe_layouts([f"net.{fqn}" for fqn in known])
     "these keys are those of layout wan22-vae/upstream (packs wan22_pth and wan22_vae) under root 'net': --root net"
     """
-    parts = [fit for fit in identify_layout(names) if fit.is_part]
-    found = [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking)]
+    keys, layouts = list(names), list_layouts()
+    prefixed = isinstance(names, StateDictSpec) and any(names.prefixes)
+    found = _find_parts(identify_layout(keys))
     if not found or but in [fit.pack for fit in found]:  # then another pack that reads the layout is no better
-        return None
-    root, lacking = found[0].root, found[0].lacking
-    if root and isinstance(names, StateDictSpec) and any(names.prefixes):
+        return None if found else _describe_written(keys, layouts, but, prefixed)
+    root, packs = found[0].root, [fit.pack for fit in found]
+    if root and prefixed:
         return None  # a root is looked for in each file, before its keys get the prefix of a mount
-    less = f", {count_noun(lacking, 'name')} of which {'is' if lacking == 1 else 'are'} not there" if lacking else ""
-    where = f" under root {root!r}: --root {root}" if root else ""
-    return f"these keys are those of {_name_packs([fit.pack for fit in found])}{less}{where}"
+    own = any(but in layout.written_by and set(packs) <= set(layout.read_by) for layout in layouts)
+    end = f": --root {root}" if root else f"; {but} writes it" if own else ""
+    return f"these keys are those of {_name_packs(packs, layouts)}{_describe_place(found[0])}{end}"
 
 
-def _name_packs(names: Sequence[str]) -> str:
+def _describe_place(fit: PackFit) -> str:
+    verb = "is" if fit.lacking == 1 else "are"
+    less = f", {count_noun(fit.lacking, 'name')} of which {verb} not there" if fit.lacking else ""
+    return less + (f" under root {fit.root!r}" if fit.root else "")
+
+
+def _find_parts(fits: Sequence[PackFit]) -> list[PackFit]:
+    parts = [fit for fit in fits if fit.is_part]
+    return [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking)]
+
+
+def _name_packs(names: Sequence[str], layouts: Sequence[Layout]) -> str:
     """Return the layout that packs read, with their names; only these if they name none, or several."""
-    found = {layout.name for layout in list_layouts() for name in names if name in layout.read_by}
+    found = {layout.name for layout in layouts for name in names if name in layout.read_by}
     every = f"pack{'s' if len(names) > 1 else ''} {join_words(names)}"
     return f"layout {found.pop()} ({every})" if len(found) == 1 else every
+
+
+def _describe_written(keys: Sequence[str], layouts: Sequence[Layout], but: str, prefixed: bool) -> str | None:
+    """Return which layout keys have that packs only write, and what leads back; None if there is none."""
+    unread = {pack for layout in layouts if not layout.read_by for pack in layout.written_by}
+    found = _find_parts(
+        _fit_packs(keys, [(each.pack, each.target.kinds) for each in list_pack_layouts() if each.pack in unread])
+    )
+    if not found or (found[0].root and prefixed):
+        return None
+    packs = [fit.pack for fit in found]
+    writers = [but] if but in packs else packs
+    named = [layout.name for layout in layouts if not layout.read_by and set(writers) & set(layout.written_by)]
+    what = f"these keys are those of layout{'s' if len(named) > 1 else ''} {join_words(named)}"
+    what += _describe_place(found[0])
+    if but in packs:
+        return f"{what}, which {but} writes: they are converted already"
+    sources = [layout.name for layout in layouts if set(packs) & set(layout.read_by)]
+    back = f": `remapkit convert` leads back to {join_words(sources, 4)}" if sources else ""
+    every = f"pack{'s' if len(packs) > 1 else ''} {join_words(packs)} write{'s' if len(packs) == 1 else ''}"
+    return f"{what}, which {every}{back}"
 
 
 def hint_layout(problems: Sequence[Diagnostic], names: Iterable[str], rules: str) -> tuple[Diagnostic, ...]:

@@ -9,6 +9,7 @@ places.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -104,18 +105,22 @@ def _may_name_plugins() -> bool:
     """
     if any(finder is not PathFinder and hasattr(finder, "find_distributions") for finder in sys.meta_path):
         return True
-    return any(_mentions_group(Path(place)) for place in sys.path)
+    return any(_mentions_group(place) for place in sys.path)
 
 
-def _mentions_group(place: Path) -> bool:
-    """Say whether a folder of distributions mentions our group, or is a file, which only its finder can read."""
+def _mentions_group(place: str) -> bool:
+    """Say whether a folder of distributions mentions our group, or is a file, which only its finder can read.
+
+    There may be hundreds of distributions: their names are joined as text, because each `Path` takes as long again.
+    """
     try:
-        infos = [path for path in place.iterdir() if path.name.lower().endswith("-info")]
+        infos = [name for name in os.listdir(place or ".") if name.lower().endswith("-info")]  # noqa: PTH208
     except OSError:
-        return place.is_file()
-    for info in infos:
-        with suppress(OSError):  # most distributions have no entry points
-            if GROUP.encode() in (info / "entry_points.txt").read_bytes():
+        return Path(place).is_file()
+    group = GROUP.encode()
+    for name in infos:
+        with suppress(OSError), open(f"{place or '.'}/{name}/entry_points.txt", "rb") as file:  # noqa: PTH123
+            if group in file.read():  # most distributions have no such file
                 return True
     return False
 

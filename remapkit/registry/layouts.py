@@ -1,41 +1,42 @@
 """The layouts that installed packs read and write, by what their `from:`, `to:` and manifests say.
 
-Reading 50 packs and their manifests takes half a second, so what they say is kept in a file of the user's cache
-folder. Invariant: an entry counts only while the time and size of every file that it was made of are unchanged; a
-cache that cannot be read or written costs time and nothing else.
+Reading 50 packs and their manifests takes seconds, so what they say is kept in a cache (`layout_cache.py`). Which
+packs are installed is looked up each time.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.errors import RemapkitError
-from remapkit.diagnostics.version import VERSION
 from remapkit.registry.installed import PackFile, packs
+from remapkit.registry.layout_cache import is_current, make_entry, read_cache, stamp_file, write_cache
 from remapkit.tensors.families import mask_indices
 
 if TYPE_CHECKING:
     from remapkit.diagnostics.source import Text
     from remapkit.rulefile.syntax import RuleFile
-
-CACHE = f"layouts-2-{VERSION}.json"
-"""The file of the cache; another version of remapkit has another one."""
+    from remapkit.tensors.spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a pack: the names of its layout, the names of its manifest with numbers left open, its manifest."""
+    """One side of a pack: the names of its layout, and the names of its manifest with numbers left open, its kinds.
+
+    `counts` says how many names the manifest has of each kind, `digest` is that of its names and shapes.
+    """
 
     names: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
     manifest: Path | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,7 @@ def list_pack_layouts() -> tuple[PackLayouts, ...]:
     >>> [each.target.names for each in list_pack_layouts() if each.pack == "wan22_pth"]
     [('wan22-vae/grouped',)]
     """
-    files = packs()
-    return _read_packs(files, tuple(_stamp(pack.path) for pack in files))
+    return _read_packs(packs())
 
 
 def list_layouts(found: Iterable[PackLayouts] | None = None) -> tuple[Layout, ...]:
@@ -79,19 +79,26 @@ def list_layouts(found: Iterable[PackLayouts] | None = None) -> tuple[Layout, ..
     """
     found = list_pack_layouts() if found is None else tuple(found)
     sides = [side for each in found for side in (each.source, each.target) if side.names]
-    owner: dict[str, str] = {}  # a name -> the first name of its layout; ends, because each round joins two groups
+    owner: dict[str, str] = {}  # a name -> the first name of its layout
     for side in sides:
         known = dict.fromkeys(owner[name] for name in side.names if name in owner)
         first = next(iter(known), side.names[0])
-        owner = {name: first if kept in known else kept for name, kept in owner.items()}
+        if len(known) > 1:  # this pack says that they are one
+            owner = {name: first if kept in known else kept for name, kept in owner.items()}
         owner.update(dict.fromkeys(side.names, first))
-    layouts = []
-    for name in sorted(set(owner.values())):
-        own = {each for each, kept in owner.items() if kept == name}
-        reads = tuple(each.pack for each in found if own & set(each.source.names))
-        writes = tuple(each.pack for each in found if own & set(each.target.names))
-        layouts.append(Layout(name, tuple(sorted(own - {name})), reads, writes))
-    return tuple(layouts)
+    others: dict[str, list[str]] = {name: [] for name in sorted(set(owner.values()))}
+    reads: dict[str, list[str]] = {name: [] for name in others}
+    writes: dict[str, list[str]] = {name: [] for name in others}
+    for name, kept in owner.items():
+        if name != kept:
+            others[kept].append(name)
+    for each in found:
+        for side, packs_of in ((each.source, reads), (each.target, writes)):
+            if side.names:
+                packs_of[owner[side.names[0]]].append(each.pack)
+    return tuple(
+        Layout(name, tuple(sorted(others[name])), tuple(reads[name]), tuple(writes[name])) for name in others
+    )
 
 
 def find_layout(name: str, layouts: Iterable[Layout]) -> Layout | None:
@@ -107,55 +114,58 @@ def find_targets(name: str) -> tuple[str, ...]:
     return tuple(each.name for each in layouts if readers & set(each.written_by))
 
 
-# ---------------------------------------------------------------------------------------------------- the cache
-
-Stamp = tuple[str, int, int]
-"""A file, its time and its size: both -1 if it is not there."""
+# ---------------------------------------------------------------------------------------------- what a pack says
 
 
-def _stamp(path: Path) -> Stamp:
-    try:
-        found = path.stat()
-    except OSError:
-        return str(path), -1, -1
-    return str(path), found.st_mtime_ns, found.st_size
+_KNOWN: dict[PackFile, tuple[Any, PackLayouts | None]] = {}
+"""The entries that this process has read, and what they say."""
 
 
-@lru_cache(maxsize=4)
-def _read_packs(files: tuple[PackFile, ...], _changed: tuple[Stamp, ...]) -> tuple[PackLayouts, ...]:
-    cached = _read_cache()
+def _read_packs(files: Sequence[PackFile]) -> tuple[PackLayouts, ...]:
+    now = time.time_ns()
+    seen = dict(_KNOWN)  # other threads replace it
+    known = {pack: seen[pack] for pack in files if pack in seen and is_current(seen[pack][0], now)}
+    if others := [pack for pack in files if pack not in known]:
+        known |= _read_others(others)
+    _KNOWN.clear()  # of packs that are installed no more, too
+    _KNOWN.update(known)
+    return tuple(said for pack in files if (said := known[pack][1]) is not None)
+
+
+def _read_others(files: Sequence[PackFile]) -> dict[PackFile, tuple[Any, PackLayouts | None]]:
+    """Read packs that this process has not read, or that have changed: from the cache, else from their files."""
+    cached = read_cache()
     entries: dict[str, Any] = {}
-    found = []
+    found: dict[PackFile, tuple[Any, PackLayouts | None]] = {}
     for pack in files:
         key = str(pack.path)
         entry = cached.get(key)
-        try:
-            made = _read_entry(pack, entry)
-        except (KeyError, TypeError, ValueError, AttributeError):  # another program wrote it
-            made = None
-        if made is None:
+        said = _read_entry(pack, entry) if is_current(entry) else None
+        if said is None:
             entry = _make_entry(pack)
-            made = _read_entry(pack, entry)
+            said = _read_entry(pack, entry)
         entries[key] = entry
-        found += [made] if made is not None else []
+        found[pack] = entry, said
     if entries != {key: cached.get(key) for key in entries}:
-        _write_cache({**cached, **entries})
-    return tuple(found)
+        write_cache({**cached, **entries})
+    return found
 
 
 def _read_entry(pack: PackFile, entry: Any) -> PackLayouts | None:
-    """Return what an entry says; None if there is none, or a file that it was made of has changed."""
-    if entry is None or any(_stamp(Path(path)) != (path, time, size) for path, time, size in entry["files"]):
-        return None
-    sides = (
-        Side(
-            tuple(map(str, each["names"])),
-            frozenset(map(str, each["kinds"])),
-            Path(each["manifest"]) if each["manifest"] else None,
+    """Return what an entry says; None if it is no entry."""
+    try:
+        source, target = (
+            Side(
+                tuple(each["names"]),
+                frozenset(each["counts"]),
+                Path(each["manifest"]) if each["manifest"] else None,
+                dict(each["counts"]),
+                str(each["digest"]),
+            )
+            for each in entry["sides"]
         )
-        for each in entry["sides"]
-    )
-    source, target = sides
+    except (KeyError, TypeError, ValueError):
+        return None
     return PackLayouts(pack.name, pack.path, source, target)
 
 
@@ -169,13 +179,13 @@ def _make_entry(pack: PackFile) -> dict[str, Any]:
         resolve_declared_path,
     )
 
-    files, sides = {pack.path: _stamp(pack.path)}, [Side(), Side()]
+    made, files, sides = time.time_ns(), {pack.path: stamp_file(pack.path)}, [Side(), Side()]
     try:
         file = examine(pack.path).file
     except RemapkitError:
         file = None
     if file is not None:
-        files |= {path: _stamp(path) for path in _list_manifests(file)}
+        files |= {path: stamp_file(path) for path in _list_manifests(file)}
         for number, (names, read, find) in enumerate(
             (
                 (file.source_layout, read_declared_source, _get_source_manifest),
@@ -187,13 +197,36 @@ def _make_entry(pack: PackFile) -> dict[str, Any]:
                 place = resolve_declared_path(file, manifest) if known and manifest is not None else None
             except RemapkitError:
                 known, place = None, None
-            kinds = frozenset(map(mask_indices, known or ()))
-            sides[number] = Side(tuple(name.value for name in names), kinds, place)
-    written = [
-        {"names": list(side.names), "kinds": sorted(side.kinds), "manifest": str(side.manifest or "")}
+            sides[number] = _make_side(tuple(name.value for name in names), known or {}, place)
+    said = [
+        {
+            "names": list(side.names),
+            "counts": dict(sorted(side.counts.items())),
+            "manifest": str(side.manifest or ""),
+            "digest": side.digest,
+        }
         for side in sides
     ]
-    return {"files": [list(stamp) for stamp in files.values()], "sides": written}
+    return make_entry(made, files.values(), {"sides": said})
+
+
+def _make_side(names: tuple[str, ...], known: Mapping[str, TensorSpec], manifest: Path | None) -> Side:
+    counts = Counter(map(mask_indices, known))
+    return Side(names, frozenset(counts), manifest, counts, digest_tensors(known) if known else "")
+
+
+def digest_tensors(tensors: Mapping[str, TensorSpec]) -> str:
+    """Return a digest of names and shapes, in any order.
+
+    >>> from remapkit.tensors.spec import TensorSpec
+    >>> one, two = {"a": TensorSpec("F32", (1, 2))}, {"b": TensorSpec("F32", ())}
+    >>> digest_tensors({**one, **two}) == digest_tensors({**two, **one}) != digest_tensors(one)
+    True
+    """
+    import hashlib
+
+    rows = sorted((fqn, spec.shape) for fqn, spec in tensors.items())
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _get_source_manifest(file: RuleFile) -> Text | None:
@@ -211,42 +244,3 @@ def _list_manifests(file: RuleFile) -> Iterator[Path]:
             yield home / written.value
     if target is not None and target.model is not None:
         yield home / f"keys/{target.model.value.replace(':', '.').replace('/', '.')}.json"
-
-
-def find_cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the folder for caches: `REMAPKIT_CACHE`, else the system's; None if the variable is empty.
-
-    >>> find_cache_folder({"REMAPKIT_CACHE": "/tmp/cache"}), find_cache_folder({"REMAPKIT_CACHE": ""})
-    (PosixPath('/tmp/cache'), None)
-    """
-    if "REMAPKIT_CACHE" in environment:
-        return Path(environment["REMAPKIT_CACHE"]) if environment["REMAPKIT_CACHE"] else None
-    if sys.platform == "win32":
-        return Path(environment["LOCALAPPDATA"]) / "remapkit" if environment.get("LOCALAPPDATA") else None
-    if environment.get("XDG_CACHE_HOME"):
-        return Path(environment["XDG_CACHE_HOME"]) / "remapkit"
-    return Path(environment["HOME"]) / ".cache" / "remapkit" if environment.get("HOME") else None
-
-
-def _read_cache() -> dict[str, Any]:
-    folder = find_cache_folder()
-    try:
-        content = json.loads((folder / CACHE).read_bytes()) if folder is not None else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write_cache(entries: Mapping[str, Any]) -> None:
-    """Replace the cache at once, so that no other process reads half of it; entries of removed packs go."""
-    folder = find_cache_folder()
-    if folder is None:
-        return
-    kept = {key: entry for key, entry in entries.items() if Path(key).is_file()}
-    part = folder / f"{CACHE}.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(kept), encoding="utf-8")
-        part.replace(folder / CACHE)
-    except OSError:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None

@@ -10,16 +10,18 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.source import Text
 from remapkit.diagnostics.wording import escape_line
 from remapkit.files.strict_json import read_json_file
-from remapkit.rulefile.syntax import RuleFile
 from remapkit.sources.mounts import SourceLike
 from remapkit.tensors.spec import StateDictSpec
+
+if TYPE_CHECKING:
+    from remapkit.rulefile.syntax import RuleFile
 
 
 def find_home_folder(file: RuleFile) -> Path:
@@ -124,15 +126,17 @@ def read_declared_config(file: RuleFile, written: Text) -> dict[str, Any]:
 def _read_manifest(file: RuleFile, written: Text, what: str) -> StateDictSpec:
     path = resolve_declared_path(file, written)
     try:
-        stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-        return read_declared(path) if stamp is None else _read_cached(path, *stamp)
+        found = path.stat() if path.is_file() else None
+        if found is None:
+            return read_declared(path)
+        return _read_cached(path, (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino))
     except UnreadableCheckpoint as error:
         raise type(error)([_place_problem(each, path, written, what) for each in error.diagnostics]) from None
 
 
 @lru_cache(maxsize=8)
-def _read_cached(path: Path, _changed: int, _size: int) -> StateDictSpec:
-    """Read a header; read it again only if the time or size of its file changes."""
+def _read_cached(path: Path, _stamp: tuple[int, ...]) -> StateDictSpec:
+    """Read a header; read it again only if the times, the size or the inode of its file change."""
     return read_declared(path)
 
 

@@ -12,15 +12,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules, UnreadableCheckpoint, UsageError
 from remapkit.diagnostics.wording import escape_line, join_words, show_key
 from remapkit.files.errors import make_unreadable
 from remapkit.files.source_file import describe_os_error
-from remapkit.rulefile.syntax import RuleFile
 from remapkit.tensors.spec import find_name_problem
+
+if TYPE_CHECKING:
+    from remapkit.rulefile.syntax import RuleFile
 
 SourceLike = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 """A checkpoint: a path, a mount `PREFIX=FILE`, several of them, or a path or a pattern for each prefix."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.arguments import check_arguments
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -21,11 +22,13 @@ from remapkit.formats.detect import open_with_options
 from remapkit.formats.options import ReadOptions
 from remapkit.formats.reader import Reader
 from remapkit.formats.renamed import RenamedReader, rename_keys, rename_reader
-from remapkit.rulefile.syntax import RuleFile, WrittenPattern
 from remapkit.sources.joined import Member, join_readers, label_files, name_roots
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.parts import Part, list_parts
 from remapkit.tensors.roots import list_roots
+
+if TYPE_CHECKING:
+    from remapkit.rulefile.syntax import RuleFile, WrittenPattern
 
 PRIVATE_NAMES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """The names under which torch's wrappers keep the wrapped module: of torch.compile, FSDP and checkpointing."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remapkit.diagnostics.arguments import describe_value
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -14,7 +15,6 @@ from remapkit.diagnostics.wording import join_words, show_key
 from remapkit.files.errors import make_unreadable
 from remapkit.files.index_names import ShardSet, find_shard_set, is_same_set
 from remapkit.formats.detect import list_checkpoints
-from remapkit.rulefile.syntax import RuleFile
 from remapkit.sources.mounts import (
     Mount,
     SourceLike,
@@ -24,6 +24,9 @@ from remapkit.sources.mounts import (
     parse_declared_files,
     parse_mount,
 )
+
+if TYPE_CHECKING:
+    from remapkit.rulefile.syntax import RuleFile
 
 
 @dataclass(frozen=True, slots=True)

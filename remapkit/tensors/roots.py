@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -84,4 +83,8 @@ def suggest_roots(roots: Sequence[Root], written: str) -> tuple[str, ...]:
     """
     paths = [root.path for root in roots[:1000]]
     ends = [path for path in paths if path.endswith(f".{written}")]
-    return tuple(ends[:3] or difflib.get_close_matches(written[:200], paths, 1, 0.75))
+    if ends:
+        return tuple(ends[:3])
+    from difflib import get_close_matches  # takes 2 ms and is needed only after a mistake
+
+    return tuple(get_close_matches(written[:200], paths, 1, 0.75))

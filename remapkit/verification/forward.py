@@ -17,6 +17,7 @@ from remapkit.diagnostics.wording import list_names
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
+from remapkit.registry.identify import hint_layout
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import header_of
 from remapkit.verification.models import find_constants, propose_inputs
@@ -72,7 +73,7 @@ def verify_forward(
     plan = make_plan(rules, header_of(source))
     check = make_check(plan, header_of(target))
     if not check.ok:
-        raise FailedCheck(check.problems)
+        raise FailedCheck(hint_layout(check.problems, plan.source, rules.name))
     target.load_state_dict(run_plan(plan, state), strict=not check.satisfied_by_tie)
     calls = (_find_method(source, method), _find_method(target, method))
     theirs = _Watched(source)

@@ -24,7 +24,7 @@ ONE = TensorSpec("F32", (2, 2))
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMAPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    layouts._read_packs.cache_clear()
+    layouts._KNOWN.clear()
 
 
 MANIFESTS = {
@@ -104,33 +104,6 @@ def test_scales_are_no_foreign_keys() -> None:
         ("flux/bfl", Verdict.EXACT, len(weights))
     ]
     assert len(found.scaled) == len(weights)
-
-
-def test_the_cache_follows_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys, pack = tmp_path / "k.json", tmp_path / "mine.yaml"
-    keys.write_text(json.dumps({"a.0.w": {"dtype": "F32", "shape": [1]}}))
-    pack.write_text("remapkit: 1\nname: mine\nfrom: m/a\nto: m/b\nsource: {keys: k.json}\nkeep: ['{r:**}']\n")
-    file = layouts.PackFile("mine", pack, "test")
-    monkeypatch.setattr(layouts, "packs", lambda: (file,))
-
-    def read() -> layouts.PackLayouts:
-        layouts._read_packs.cache_clear()
-        return layouts.list_pack_layouts()[0]
-
-    assert (read().source.names, read().source.kinds) == (("m/a",), frozenset({"a.*.w"}))
-    monkeypatch.setattr(layouts, "_make_entry", lambda pack: pytest.fail("read again"))
-    read()
-    monkeypatch.undo()
-    monkeypatch.setenv("REMAPKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(layouts, "packs", lambda: (file,))
-    keys.write_text(json.dumps({"b.w": {"dtype": "F32", "shape": [1]}}))
-    assert read().source.kinds == frozenset({"b.w"})
-    cache = tmp_path / "cache" / layouts.CACHE
-    for broken in ("", "[]", "{", json.dumps({str(pack): {"files": 3}}), "[" * 100_000):
-        cache.write_text(broken)
-        assert read().source.kinds == frozenset({"b.w"})
-    monkeypatch.setenv("REMAPKIT_CACHE", "")
-    assert read().source.kinds == frozenset({"b.w"})
 
 
 # ---------------------------------------------------------------------------------------------------------- convert
@@ -285,4 +258,5 @@ def test_the_graph_as_text_and_as_a_picture(tmp_path: Path, capsys: pytest.Captu
     assert main(["packs", "--graph", "-o", str(tmp_path / "packs.svg")]) == 2
     assert main(["packs", "-o", str(tmp_path / "other.svg")]) == 2
     assert main(["packs", "--graph", "-o", str(tmp_path / "packs.png")]) == 2
+    assert main(["packs", "--force"]) == main(["packs", "--graph", "--force"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["packs.svg"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -60,13 +61,22 @@ def test_all_routes_are_found_shortest_first(steps: list[Step], ends: list[str],
     assert (end in find_reachable(steps, start)) == bool(search_by_brute_force(steps, start, end, ()))
 
 
-def test_a_search_is_bounded() -> None:
+def test_packs_that_lead_back_lead_nowhere() -> None:
+    """Each pack has its inverse beside it, as most do: no route goes round in circles."""
+    there = [Step("p", "a", "b"), Step("q", "b", "c"), Step("r", "c", "d")]
+    steps = [*there, *(Step(f"{step.pack}_back", step.target, step.source) for step in there), Step("s", "c", "c2")]
+    assert find_routes(steps, "a", "d") == routes.Routes((tuple(there),))
+    assert find_routes(steps, "b", "a").routes == ((Step("p_back", "b", "a"),),)
+
+
+def test_a_search_is_bounded(work: Callable[[Callable[[], object]], int]) -> None:
     """Complete graphs have more paths than can be counted: steps are, from the first on."""
     many = [Step(f"{one}{other}", one, other) for one, other in itertools.permutations("abcdefghijklmnop", 2)]
     found = find_routes(many, "a", "p")
     assert not found.complete and len(found.routes) <= routes.MAX_ROUTES
     found = find_routes(many, "a", "p", ["nothing"])
     assert found == routes.Routes((), False)
+    assert work(lambda: find_routes(many, "a", "p", ["nothing"])) < 20 * routes.MAX_STEPS
 
 
 @settings(max_examples=60, deadline=None)

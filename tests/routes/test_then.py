@@ -158,6 +158,22 @@ def test_tensors_to_merge_are_compared_behind_other_operations(tmp_path: Path) -
         later({"m.0": square, "m.1": square + 1})
 
 
+def test_what_is_merged_before_it_is_joined_is_compared(tmp_path: Path) -> None:
+    """The merged tensors of the first rules are parts of what the second ones concatenate."""
+    one = rules("one", "rules: [{id: m, path: 'a.{g:int}.{i:int}', merge: {by: i}, to: 'm.{g}'}]")
+    two = rules("two", "rules: [{id: c, concat: {dim: 0, from: ['m.0', 'm.1']}, to: 'z'}]")
+    state = {f"a.{g}.{i}": torch.full((2,), float(g)) for g in range(2) for i in range(2)}
+    both = one.then(two)
+    assert torch.equal(both(dict(state))["z"], torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    state["a.1.1"] += 1
+    with pytest.raises(remapkit.FailedCheck, match="RK347"):
+        both(dict(state))
+    save_file(state, tmp_path / "in.safetensors")
+    with pytest.raises(remapkit.FailedCheck, match="RK347"):
+        remapkit.apply(both, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
 def test_a_problem_between_is_placed_there(tmp_path: Path) -> None:
     one = rules("one", "rules: [{id: r, path: 'a.{r:**}', to: 'm.{r}'}]")
     two = rules("two", "rules: [{id: r, path: 'x.{r:**}', to: 'z.{r}'}]")
@@ -191,6 +207,12 @@ def test_rules_that_do_not_follow_are_refused() -> None:
         remapkit.load("wan22_pth").then("flux_bfl")
     with pytest.raises(remapkit.UsageError, match="take the inverse of one"):
         remapkit.load("wan22_pth").then("wan22_diffusers")
+
+
+@pytest.mark.parametrize("other", [None, 3, ["wan22_vae"], ""])
+def test_what_is_no_rule_set_cannot_follow(other: object) -> None:
+    with pytest.raises(TypeError, match=r"then: `other` must be a RuleSet or a path, got"):
+        remapkit.load("wan22_pth").then(other)
 
 
 @pytest.mark.parametrize("command", ["explain", "invert", "verify"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.apply import Written, apply, choose_outputs
-from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
+from remapkit.cli.arguments import get_writing_options
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun, format_bytes, join_words
@@ -23,22 +23,10 @@ def run(args: Namespace) -> CommandOutcome:
             args.rules,
             args.checkpoint,
             args.output,
-            to_format=args.to_format,
-            dry_run=args.dry_run,
-            dtype=args.dtype,
             in_place=args.in_place,
-            shard_size=args.shard_size,
-            verify=args.verify,
-            untie=args.untie,
-            force=args.force,
-            partial=args.partial,
             declared_target=not args.no_target,
-            allow_undecided=args.allow_undecided,
-            **get_target_options(args),
-            **get_param_options(args),
-            root=args.root,
             metadata_from=args.metadata_from,
-            **get_reading_options(args),
+            **get_writing_options(args),
             progress=bar,
         )
     return CommandOutcome(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from remapkit.api.convert import Converted, convert
-from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
+from remapkit.cli.arguments import get_writing_options
 from remapkit.cli.commands.apply import describe_writing, describe_written, dump_written
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome
@@ -19,20 +19,8 @@ def run(args: Namespace) -> CommandOutcome:
             args.to,
             args.output,
             via=args.via,
-            to_format=args.to_format,
-            dry_run=args.dry_run,
-            dtype=args.dtype,
-            shard_size=args.shard_size,
-            verify=args.verify,
-            untie=args.untie,
-            force=args.force,
-            partial=args.partial,
-            allow_undecided=args.allow_undecided,
             with_files=args.with_files,
-            **get_target_options(args),
-            **get_param_options(args),
-            root=args.root,
-            **get_reading_options(args),
+            **get_writing_options(args),
             progress=bar,
         )
     return describe_converted(converted, args)

@@ -16,7 +16,7 @@ def run(args: Namespace) -> CommandOutcome:
     """List the installed packs, or show the layouts that they connect."""
     if args.graph:
         return _show_graph(args)
-    rows = tuple(map(_make_row, packs(graph=False, output=args.output)))
+    rows = tuple(map(_make_row, packs(graph=False, output=args.output, force=args.force)))
     found = plugins()
     return CommandOutcome(
         data={
