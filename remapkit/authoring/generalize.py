@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remapkit.authoring.find_arithmetic import find_arithmetic
 from remapkit.authoring.fold_relation import Folded, fold_relation, is_rename
+from remapkit.authoring.join_loosely import join_loosely
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.split_keys import (
     CUTS,
@@ -74,6 +75,8 @@ class Example:
     items: tuple[SegmentItem, ...]
     relations: tuple[Relation, ...]
     cuts: Cuts = ("segments", "segments")
+    is_loose: bool = False
+    """Whether not every combination of its words occurs."""
 
     @property
     def is_identity(self) -> bool:
@@ -92,11 +95,13 @@ class Example:
         return frozenset(bounded)
 
 
-def generalize(examples: Mapping[str, str] | Iterable[Relation]) -> tuple[Example, ...]:
+def generalize(
+    examples: Mapping[str, str] | Iterable[Relation], *, loosely: bool = False
+) -> tuple[Example, ...]:
     """Return a few rules that map exactly these pairs or relations, in the order of their first keys.
 
     Names are cut at dots; also around numbers inside segments where that gives fewer rules. A relation that no rule
-    can count (experts 0 and 2 stacked) is in no example.
+    can count (experts 0 and 2 stacked) is in no example. `loosely` joins words of which not every combination occurs.
 
     >>> words = {"q": "query", "k": "key"}
     >>> pairs = {f"layers.{n}.{word}.w": f"h.{n}.attn.{words[word]}.w" for n in range(3) for word in words}
@@ -114,7 +119,7 @@ def generalize(examples: Mapping[str, str] | Iterable[Relation]) -> tuple[Exampl
     relations = list(examples)
     best: tuple[Example, ...] | None = None
     for cuts in _list_cuts(relations):
-        found = _generalize_cut(relations, cuts)
+        found = _generalize_cut(relations, cuts, loosely=loosely)
         if best is None or _weigh_examples(found, relations) < _weigh_examples(best, relations):
             best = found
     return best or ()
@@ -141,7 +146,7 @@ def _is_word(column: Segments) -> bool:
     return not all(map(is_canonical_integer, column))
 
 
-def _generalize_cut(relations: Sequence[Relation], cuts: Cuts) -> tuple[Example, ...]:
+def _generalize_cut(relations: Sequence[Relation], cuts: Cuts, *, loosely: bool) -> tuple[Example, ...]:
     split, kept = _fold_relations(relations, cuts)
     finest: defaultdict[object, list[str]] = defaultdict(list)
     for fqn, folded in split.items():
@@ -154,21 +159,47 @@ def _generalize_cut(relations: Sequence[Relation], cuts: Cuts) -> tuple[Example,
         for from_the_end in range(1, max((len(split[group[0]].source) for group in groups), default=0) + 1):
             groups = _join_groups(groups, from_the_end, split)
     order = {fqn: number for number, fqn in enumerate(split)}
-    groups = [sorted(group, key=order.__getitem__) for group in groups]
+    groups = sorted((sorted(group, key=order.__getitem__) for group in groups), key=lambda group: order[group[0]])
+    loose = [False] * len(groups)
+    if loosely:
+        groups, loose = join_loosely(groups, split, _explain_group, _may_join)
+        groups = [sorted(group, key=order.__getitem__) for group in groups]
     return tuple(
-        _make_example(group, split, kept, cuts) for group in sorted(groups, key=lambda group: order[group[0]])
+        replace(_make_example(group, split, kept, cuts), is_loose=each)
+        for group, each in zip(groups, loose, strict=True)
+    )
+
+
+def _may_join(joined: Sequence[SegmentItem], parts: Sequence[Sequence[SegmentItem]]) -> bool:
+    """Return whether joined groups show no arithmetic, and no table of indices, that none of them shows alone.
+
+    >>> sum, table = ComputedSegment((1,), "{0}//4"), LookedUp(1, (("3", "0"), ("6", "1")))
+    >>> _may_join([sum], [[table], [Fixed("1")]]), _may_join([sum], [[sum], [Fixed("1")]])
+    (False, True)
+    """
+    shown = [item for part in parts for item in part]
+    tables = {item.place for item in shown if isinstance(item, LookedUp)}
+    return all(
+        item in shown
+        if isinstance(item, ComputedSegment)
+        else not isinstance(item, LookedUp)
+        or item.place in tables
+        or not all(is_canonical_integer(word) for word, _ in item.entries)
+        for item in joined
     )
 
 
 def split_example(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
     """Split an example into several that map the same keys: one per word, or lower and upper indices.
 
-    `singly` makes one per relation.
+    `singly` makes one per relation. One whose words do not occur in every combination is first split into such that do.
 
     >>> example, = generalize({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
     >>> [each.words[-1] for each in split_example(example)], len(split_example(example, singly=True))
     ([('w',), ('b',)], 4)
     """
+    if example.is_loose and not singly:
+        return _generalize_cut(example.relations, example.cuts, loosely=False)
     split, kept = _fold_relations(example.relations, example.cuts)
     varying = [place for place, words in enumerate(example.words) if len(words) > 1]
     groups: defaultdict[object, list[str]] = defaultdict(list)
@@ -187,7 +218,7 @@ SplitKeys = Mapping[str, Folded]
 """The folded relations by their first source, which no two of them share."""
 
 
-def _fold_relations(relations: Iterable[Relation], cuts: Cuts) -> tuple[SplitKeys, Mapping[str, Relation]]:
+def _fold_relations(relations: Iterable[Relation], cuts: Cuts) -> tuple[dict[str, Folded], dict[str, Relation]]:
     split: dict[str, Folded] = {}
     kept: dict[str, Relation] = {}
     for relation in relations:

@@ -270,7 +270,7 @@ class _Fitting:
         take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round costs a pass over
         the source and, with `proves`, one proof.
         """
-        parts = [DraftRule(example) for example in generalize(wanted)]
+        parts = [DraftRule(example) for example in generalize(wanted, loosely=proves)]
         problems: Sequence[Diagnostic] = ()
         for number in itertools.count():
             if not parts:
