@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from remapkit.authoring.find_arithmetic import find_arithmetic
 from remapkit.authoring.fold_relation import Folded, fold_relation, is_rename
-from remapkit.authoring.join_loosely import join_loosely
+from remapkit.authoring.join_loosely import Explainer, join_loosely
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.split_keys import (
     CUTS,
@@ -95,9 +95,7 @@ class Example:
         return frozenset(bounded)
 
 
-def generalize(
-    examples: Mapping[str, str] | Iterable[Relation], *, loosely: bool = False
-) -> tuple[Example, ...]:
+def generalize(examples: Mapping[str, str] | Iterable[Relation], *, loosely: bool = False) -> tuple[Example, ...]:
     """Return a few rules that map exactly these pairs or relations, in the order of their first keys.
 
     Names are cut at dots; also around numbers inside segments where that gives fewer rules. A relation that no rule
@@ -162,19 +160,22 @@ def _generalize_cut(relations: Sequence[Relation], cuts: Cuts, *, loosely: bool)
     groups = sorted((sorted(group, key=order.__getitem__) for group in groups), key=lambda group: order[group[0]])
     loose = [False] * len(groups)
     if loosely:
-        groups, loose = join_loosely(groups, split, _explain_group, _may_join)
+        groups, loose = join_loosely(groups, split, Explainer(_explain_group, _is_shown, _weigh_items))
         groups = [sorted(group, key=order.__getitem__) for group in groups]
-    return tuple(
-        replace(_make_example(group, split, kept, cuts), is_loose=each)
-        for group, each in zip(groups, loose, strict=True)
-    )
+    found = sorted(zip(groups, loose, strict=True), key=lambda each: order[each[0][0]])
+    return tuple(replace(_make_example(group, split, kept, cuts), is_loose=each) for group, each in found)
 
 
-def _may_join(joined: Sequence[SegmentItem], parts: Sequence[Sequence[SegmentItem]]) -> bool:
+def _weigh_items(items: Sequence[SegmentItem]) -> int:
+    entries = sum(1 + word.count(".") for item in items if isinstance(item, LookedUp) for _, word in item.entries)
+    return len(items) + entries
+
+
+def _is_shown(joined: Sequence[SegmentItem], parts: Sequence[Sequence[SegmentItem]]) -> bool:
     """Return whether joined groups show no arithmetic, and no table of indices, that none of them shows alone.
 
     >>> sum, table = ComputedSegment((1,), "{0}//4"), LookedUp(1, (("3", "0"), ("6", "1")))
-    >>> _may_join([sum], [[table], [Fixed("1")]]), _may_join([sum], [[sum], [Fixed("1")]])
+    >>> _is_shown([sum], [[table], [Fixed("1")]]), _is_shown([sum], [[sum], [Fixed("1")]])
     (False, True)
     """
     shown = [item for part in parts for item in part]
@@ -192,7 +193,7 @@ def _may_join(joined: Sequence[SegmentItem], parts: Sequence[Sequence[SegmentIte
 def split_example(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
     """Split an example into several that map the same keys: one per word, or lower and upper indices.
 
-    `singly` makes one per relation. One whose words do not occur in every combination is first split into such that do.
+    `singly` makes one per relation. If its words do not occur in every combination, it is first split until they do.
 
     >>> example, = generalize({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
     >>> [each.words[-1] for each in split_example(example)], len(split_example(example, singly=True))
@@ -373,7 +374,9 @@ def _explain_segment(
     # The likeliest source is a segment that no other target segment uses yet; of several, the leftmost.
     for place in sorted(varying, key=lambda place: (place in used, place)):
         if tuple(columns[place]) == tuple(wanted):
-            return Copied(place)
+            # Of several segments a capture can only read what a table lists.
+            is_several = any("." in word for word in wanted)
+            return LookedUp(place, tuple({word: word for word in wanted}.items())) if is_several else Copied(place)
     if all(map(is_canonical_integer, wanted)):
         computed = _find_arithmetic([int(word) for word in wanted], columns, varying)
         if computed is not None:

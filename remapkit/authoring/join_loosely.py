@@ -1,4 +1,4 @@
-"""Joins groups of keys whose words do not occur in every combination, as an author does: `{conv1|norm1}.{weight|gamma}`.
+"""Joins groups of keys whose words do not occur in every combination: `{conv1|norm1}.{weight|gamma}`.
 
 A rule of such a group takes keys that no example has (`conv1.gamma`). So it is the last step, it is held against all
 keys and proven like every rule, and it is undone where that fails.
@@ -6,141 +6,183 @@ keys and proven like every rule, and it is undone where that fails.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import replace
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from remapkit.authoring.fold_relation import Folded
-from remapkit.authoring.split_keys import MARK, join_words
+from remapkit.authoring.split_keys import MARK, Segments, join_words
 from remapkit.tensors.families import is_canonical_integer
 
 PASSES = 64
 """How often each key may be read on average; when that is spent, the groups stay apart."""
+RULE = 8
+"""What a rule weighs besides its words: two rules are joined if the text does not get heavier."""
+MOST_NUMBERS = 8
+"""The most indices that are written as words."""
+
+Item = TypeVar("Item")
+Words = Mapping[str, Folded]
 
 
-class Explained(Protocol):
-    """What a target word follows from; equal for equal reasons."""
+@dataclass(frozen=True, slots=True)
+class Explainer(Generic[Item]):
+    """How target words follow from source words.
+
+    `explain` returns the items of one rule for some keys, None if there is none; `is_shown(joined, parts)` tells
+    whether the items of a joined group show nothing that its parts do not; `weigh` counts the segments to be read.
+    """
+
+    explain: Callable[[Sequence[str], Mapping[str, Folded]], tuple[Item, ...] | None]
+    is_shown: Callable[[Sequence[Item], Sequence[Sequence[Item]]], bool]
+    weigh: Callable[[Sequence[Item]], int]
 
 
-Item = TypeVar("Item", bound=Explained)
-Split = MutableMapping[str, Folded]
-Explain = Callable[[Sequence[str], Mapping[str, Folded]], tuple[Item, ...] | None]
-MayJoin = Callable[[tuple[Item, ...], Sequence[tuple[Item, ...]]], bool]
-"""Whether what explains a joined group is nothing that its parts do not show: `(joined, parts)`."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which words become one: all but the first `start` and the last `end`."""
+
+    start: int
+    end: int
 
 
 def join_loosely(
-    groups: Sequence[list[str]], split: Split, explain: Explain[Item], may_join: MayJoin[Item]
+    groups: Sequence[list[str]], split: MutableMapping[str, Folded], explainer: Explainer[Item]
 ) -> tuple[list[list[str]], list[bool]]:
     """Return fewer groups, and which of them were joined here; `split` is changed for keys whose words are.
 
-    Two groups are joined if their words differ in one segment, or in one and the last, of whose combinations at least
-    half occur, and if one rule maps them all. It ends: each round but the last leaves fewer groups. Cost: no more than
-    `PASSES` passes over the keys.
+    Two groups are joined if their words differ in one place, or in one and the last, of whose combinations at least
+    half occur, and if one rule maps them all and is lighter; those that save most come first. It ends: each round but
+    the last leaves fewer groups. Cost: no more than `PASSES` passes over the keys.
     """
     left = PASSES * sum(map(len, groups)) + 10_000
-    joined: list[tuple[list[str], bool]] = [(group, False) for group in groups]
-    failed: set[tuple[int, int]] = set()
+    # A joined group gets a new number, so that no pair is tried twice.
+    joined = dict(enumerate(groups))
+    tried: dict[tuple[int, int, Span], tuple[int, Words]] = {}
     while True:
-        for one, other in _list_neighbours([group for group, _ in joined], split):
-            first, second = joined[one][0], joined[other][0]
-            if (id(first), id(second)) in failed:
-                continue
-            left -= len(first) + len(second)
-            if left < 0:
-                break
-            changed = _join_pair(first, second, split, explain, may_join)
-            if changed is None:
-                failed.add((id(first), id(second)))
-                continue
-            split.update(changed)
-            joined[one] = ([*first, *second], True)
-            del joined[other]
+        best: tuple[int, Words] = (0, {})
+        chosen = (-1, -1)
+        for one, other, span in _list_neighbours(joined, split):
+            if (one, other, span) not in tried:
+                left -= len(joined[one]) + len(joined[other])
+                if left < 0:
+                    break
+                tried[one, other, span] = _try_pair((joined[one], joined[other]), span, split, explainer)
+            if tried[one, other, span][0] > best[0]:
+                best, chosen = tried[one, other, span], (one, other)
+        if not best[0]:
             break
-        else:
-            break
-        if left < 0:
-            break
-    return [group for group, _ in joined], [loose for _, loose in joined]
+        split.update(best[1])
+        joined[max(joined) + 1] = [fqn for number in chosen for fqn in joined[number]]
+        for number in chosen:
+            del joined[number]
+    return list(joined.values()), [number >= len(groups) for number in joined]
 
 
-def _list_neighbours(groups: Sequence[Sequence[str]], split: Mapping[str, Folded]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of groups that differ in the words of one segment, or of one and the last."""
-    columns = [_list_columns(group, split) for group in groups]
-    buckets: defaultdict[object, list[int]] = defaultdict(list)
-    for number, group in enumerate(groups):
-        places = [place for place, words in enumerate(columns[number]) if words is not None]
-        if not places or any(word.startswith(MARK) for word in split[group[0]].source):
-            continue
-        form = (split[group[0]].form, len(columns[number]), tuple(places))
-        # Whatever they differ in besides the last segment: without that segment, the rest is equal.
-        for place in places:
-            rest = tuple(words for other, words in enumerate(columns[number]) if other not in (place, places[-1]))
-            buckets[form, place, rest].append(number)
-    pairs = dict.fromkeys(
-        (members[one], members[other])
-        for members in buckets.values()
-        for one in range(len(members))
-        for other in range(one + 1, len(members))
+def _list_neighbours(groups: Mapping[int, Sequence[str]], split: Mapping[str, Folded]) -> list[tuple[int, int, Span]]:
+    """Return pairs of groups that differ in one place, or in it and the last word; one of them has one word there."""
+    buckets: defaultdict[tuple[object, Span], list[int]] = defaultdict(list)
+    short: set[tuple[object, int]] = set()
+    for number, group in groups.items():
+        columns = _list_columns(group, split)
+        last = len(columns) - 1
+        form = split[group[0]].form
+        for start in range(len(columns)):
+            for stop in range(start + 1, len(columns) + 1):
+                if not _may_be_one(columns[start:stop]):
+                    break
+                rest = tuple(_hide_numbers(columns[place]) for place in (*range(start), *range(stop, last)))
+                key = (form, rest), Span(start, len(columns) - stop)
+                buckets[key].append(number)
+                if stop == start + 1:
+                    short.add((key, number))
+    found = {
+        (one, other, key[1]): None
+        for key, members in buckets.items()
+        for place, one in enumerate(members)
+        for other in members[place + 1 :]
+        if (key, one) in short or (key, other) in short
+    }
+    return sorted(found, key=lambda pair: (pair[0], pair[1], -pair[2].start))
+
+
+def _list_columns(group: Sequence[str], split: Mapping[str, Folded]) -> list[frozenset[str]]:
+    return [frozenset(words) for words in zip(*(split[fqn].source for fqn in group), strict=True)]
+
+
+def _hide_numbers(words: frozenset[str]) -> frozenset[str] | None:
+    return None if all(map(is_canonical_integer, words)) else words
+
+
+def _may_be_one(columns: Sequence[frozenset[str]]) -> bool:
+    """Return whether words in a row may be read as one; with indices among them only if they do not count anything.
+
+    >>> names = frozenset({"residual"})
+    >>> [_may_be_one([names, frozenset(numbers)]) for numbers in ("1", "0236", "0123")]
+    [True, True, False]
+    """
+    if any(word.startswith(MARK) for words in columns for word in words):
+        return False
+    numbers = [sorted(map(int, words)) for words in columns if _hide_numbers(words) is None]
+    return len(numbers) < len(columns) and all(
+        len(row) == 1 or (len(row) <= MOST_NUMBERS and row != list(range(len(row)))) for row in numbers
     )
-    for one, other in sorted(pairs):
-        if _is_dense(groups[one], groups[other], columns[one], columns[other], split):
-            yield one, other
 
 
-def _list_columns(group: Sequence[str], split: Mapping[str, Folded]) -> list[frozenset[str] | None]:
-    """Return the words of each segment; None where they are indices."""
-    found = [frozenset(words) for words in zip(*(split[fqn].source for fqn in group), strict=True)]
-    return [None if all(map(is_canonical_integer, words)) else words for words in found]
+def _is_dense(parts: Sequence[Sequence[str]], split: Mapping[str, Folded]) -> bool:
+    """Return whether at least half of the combinations of the words in which the parts differ occur."""
+    one, other = (_list_columns(part, split) for part in parts)
+    places = [place for place in range(len(one)) if _hide_numbers(one[place]) != _hide_numbers(other[place])]
+    seen = {tuple(split[fqn].source[place] for place in places) for part in parts for fqn in part}
+    return math.prod(len(one[place] | other[place]) for place in places) <= 2 * len(seen)
 
 
-def _is_dense(
-    one: Sequence[str],
-    other: Sequence[str],
-    columns: Sequence[frozenset[str] | None],
-    others: Sequence[frozenset[str] | None],
-    split: Mapping[str, Folded],
-) -> bool:
-    """Return whether at least half of the combinations of the words that would vary occur."""
-    places = [place for place, (first, second) in enumerate(zip(columns, others, strict=True)) if first != second]
-    seen = {tuple(split[fqn].source[place] for place in places) for fqn in (*one, *other)}
-    possible = 1
-    for place in places:
-        possible *= len((columns[place] or frozenset()) | (others[place] or frozenset()))
-    return possible <= 2 * len(seen)
+def _try_pair(
+    parts: tuple[list[str], list[str]], span: Span, split: Mapping[str, Folded], explainer: Explainer[Item]
+) -> tuple[int, Words]:
+    """Return how much lighter one rule is, and the words of the keys as it maps them; 0 if there is none."""
+    whole = [*parts[0], *parts[1]]
+    sources = {fqn: replace(split[fqn], source=_merge_words(split[fqn].source, span)) for fqn in whole}
+    if not _is_dense(parts, sources):
+        return 0, {}
+    shown = [(part, found) for part in parts if (found := explainer.explain(part, split)) is not None]
+    weight = sum(_weigh_group(part, split, explainer.weigh(found)) for part, found in shown)
+    best: tuple[int, Words] = (0, {})
+    for words in _list_target_cuts(sources):
+        items = explainer.explain(whole, words)
+        if items is None or not explainer.is_shown(items, [found for _, found in shown]):
+            continue
+        gain = weight - _weigh_group(whole, words, explainer.weigh(items))
+        if gain > best[0]:
+            best = gain, words
+    return best
 
 
-def _join_pair(
-    one: list[str], other: list[str], split: Mapping[str, Folded], explain: Explain[Item], may_join: MayJoin[Item]
-) -> dict[str, Folded] | None:
-    """Return the words of the keys as one rule can map them; None if none can."""
-    whole = [*one, *other]
-    parts = [found for group in (one, other) if (found := explain(group, split)) is not None]
-    for words in _list_cuts(whole, split):
-        items = explain(whole, words)
-        if items is not None and may_join(items, parts):
-            return words
-    return None
+def _weigh_group(group: Sequence[str], split: Mapping[str, Folded], targets: int) -> int:
+    """Return about how much there is to read in a rule, in segments."""
+    columns = _list_columns(group, split)
+    return RULE + targets + sum(_count_segments(words) for words in columns if _hide_numbers(words) is not None)
 
 
-def _list_cuts(whole: Sequence[str], split: Mapping[str, Folded]) -> Iterator[dict[str, Folded]]:
+def _count_segments(words: Iterable[str]) -> int:
+    return sum(1 + word.count(".") for word in words)
+
+
+def _merge_words(words: Segments, span: Span) -> Segments:
+    stop = len(words) - span.end
+    return (*words[: span.start], join_words(words[span.start : stop]), *words[stop:])
+
+
+def _list_target_cuts(sources: Mapping[str, Folded]) -> Iterator[Mapping[str, Folded]]:
     """Yield the targets as they are, or with several words as one where some have more: `shortcut`, `residual.2`."""
-    found = {fqn: split[fqn] for fqn in whole}
-    lengths = {len(folded.rest) for folded in found.values()}
-    if len(lengths) == 1:
-        yield found
+    shortest = min(len(folded.rest) for folded in sources.values())
+    if all(len(folded.rest) == shortest for folded in sources.values()):
+        yield sources
         return
-    shortest = min(lengths)
-    # The shortest keeps its words; of the longer ones, those after `start` become one.
     for start in range(shortest):
-        end = shortest - 1 - start
-        cut: dict[str, Folded] = {}
-        for fqn, folded in found.items():
-            middle = folded.rest[start : len(folded.rest) - end]
-            if any(word.startswith(MARK) for word in middle):
-                break
-            after = folded.rest[len(folded.rest) - end :]
-            cut[fqn] = replace(folded, rest=(*folded.rest[:start], join_words(middle), *after))
-        else:
-            yield cut
+        span = Span(start, shortest - 1 - start)
+        merged = [words for folded in sources.values() for words in folded.rest[start : len(folded.rest) - span.end]]
+        if not any(word.startswith(MARK) for word in merged):
+            yield {fqn: replace(each, rest=_merge_words(each.rest, span)) for fqn, each in sources.items()}

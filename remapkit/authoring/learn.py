@@ -26,6 +26,7 @@ from remapkit.diagnostics.wording import count_noun, escape_line, join_words, li
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.moves import Move
+from remapkit.proofs.keymap import key_maps
 from remapkit.proofs.model import Level
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
@@ -402,8 +403,9 @@ def _find_problems(
     """Return the findings of lint, of the proof over all keys and of the file's tests, and the rule ids concerned."""
     declares = rules.file.source_keys is not None
     proof = prove(rules, header=source if declares else None)
+    found = key_maps(rules)
     problems = [*rules.warnings, *proof.findings]
-    ids = {rules.everything[number].id for witness in proof.witnesses for number in witness.key_maps}
+    ids = {found[number].rule_id for witness in proof.witnesses for number in witness.key_maps}
     ids.update(*proof.undecided)
     problems += run_tests(rules).problems
     if declares:
