@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -60,6 +60,8 @@ def join_loosely(
     left = PASSES * sum(map(len, groups)) + 10_000
     # A joined group gets a new number, so that no pair is tried twice.
     joined = dict(enumerate(groups))
+    masked = {fqn: _mask_numbers(folded.source) for fqn, folded in split.items()}
+    families = set(masked.values())
     tried: dict[tuple[int, int, Span], tuple[int, Words]] = {}
     while True:
         best: tuple[int, Words] = (0, {})
@@ -69,7 +71,10 @@ def join_loosely(
                 left -= len(joined[one]) + len(joined[other])
                 if left < 0:
                     break
-                tried[one, other, span] = _try_pair((joined[one], joined[other]), span, split, explainer)
+                found = _try_pair((joined[one], joined[other]), span, split, explainer)
+                left -= len(families)
+                takes_more = found[0] and _takes_others(families, masked, found[1])
+                tried[one, other, span] = (0, {}) if takes_more else found
             if tried[one, other, span][0] > best[0]:
                 best, chosen = tried[one, other, span], (one, other)
         if not best[0]:
@@ -132,11 +137,43 @@ def _may_be_one(columns: Sequence[frozenset[str]]) -> bool:
 
 
 def _is_dense(parts: Sequence[Sequence[str]], split: Mapping[str, Folded]) -> bool:
-    """Return whether at least half of the combinations of the words in which the parts differ occur."""
+    """Return whether at least half of the combinations of the words in which the parts differ occur.
+
+    Not if each word goes with one other only: that is one word in two segments.
+    """
     one, other = (_list_columns(part, split) for part in parts)
     places = [place for place in range(len(one)) if _hide_numbers(one[place]) != _hide_numbers(other[place])]
     seen = {tuple(split[fqn].source[place] for place in places) for part in parts for fqn in part}
-    return math.prod(len(one[place] | other[place]) for place in places) <= 2 * len(seen)
+    sizes = [len(one[place] | other[place]) for place in places]
+    is_paired = len(places) > 1 and set(sizes) == {len(seen)}
+    return math.prod(sizes) <= 2 * len(seen) and not is_paired
+
+
+def _mask_numbers(words: Segments) -> str:
+    """Return the words in one, with # for numbers."""
+    segments = ".".join(words).split(".")
+    return ".".join("#" if is_canonical_integer(segment) else segment for segment in segments)
+
+
+def _takes_others(families: Set[str], masked: Mapping[str, str], words: Words) -> bool:
+    """Return whether a rule for some keys, in any combination of their words, takes a key that is not one of them.
+
+    `families` are all keys with # for numbers; `masked` is that of each key.
+    """
+    columns = [{_mask_numbers((word,)) for word in column} for column in _list_columns(list(words), words)]
+    return any(_is_match(family, columns) for family in families - {masked[fqn] for fqn in words})
+
+
+def _is_match(text: str, columns: Sequence[Set[str]]) -> bool:
+    """Return whether a text is a row of words, one of each column; words may have several segments.
+
+    >>> _is_match("a.b.c.w", [{"a", "a.b"}, {"b", "c"}, {"w"}]), _is_match("a.w", [{"a"}, {"w", "b"}, {"w"}])
+    (True, False)
+    """
+    first, rest = columns[0], columns[1:]
+    if not rest:
+        return text in first
+    return any(text.startswith(f"{word}.") and _is_match(text[len(word) + 1 :], rest) for word in first)
 
 
 def _try_pair(

@@ -281,6 +281,7 @@ class _Fitting:
             if not wrong:
                 return draft, parts
             # Narrow the widest rules first: if a rule and a literal match the same key, the rule.
+            wrong = {place for place in wrong if parts[place].example.is_loose} or wrong
             widest = min((parts[place].how for place in wrong), key=list(How).index)
             wrong = {place for place in wrong if parts[place].how is widest}
             parts = [
@@ -357,7 +358,7 @@ def _list_renames(pairs: Mapping[str, str]) -> list[Relation]:
 
 def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
     """Yield the replacement of a wrong rule: a narrower rule, several rules with fewer keys, or nothing."""
-    if part.how is How.FREE and not at_once:
+    if part.how is How.FREE and not at_once and not part.example.is_loose:
         yield DraftRule(part.example, How.TIGHT)
     elif len(part.example.relations) > 1:
         yield from (DraftRule(example) for example in split_example(part.example, singly=at_once))
