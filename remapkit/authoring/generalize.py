@@ -296,18 +296,22 @@ def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -
 
 
 def _merge_bucket(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
-    whole = [fqn for group in bucket for fqn in group]
-    if len(bucket) == 1 or _explain_group(whole, split) is not None:
-        return [whole]
+    if len(bucket) == 1 or _is_explained_by_parts(bucket, split):
+        return [[fqn for group in bucket for fqn in group]]
     merged: list[list[str]] = []
     for group in bucket:
         for known in merged:
-            if _explain_group([*known, *group], split) is not None:
+            if _is_explained_by_parts((known, group), split):
                 known += group
                 break
         else:
             merged.append(list(group))
     return merged
+
+
+def _is_explained_by_parts(parts: Sequence[list[str]], split: SplitKeys) -> bool:
+    items = _explain_group([fqn for part in parts for fqn in part], split)
+    return items is not None and _is_shown(items, [found for part in parts if (found := _explain_group(part, split))])
 
 
 # ------------------------------------------------------------------------------------------------ explaining
