@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from remapkit.authoring.count_layers import count_layers
 from remapkit.authoring.derive import Draft, DraftRule, How, Notes, write_draft
 from remapkit.authoring.fold_relation import is_rename
 from remapkit.authoring.generalize import generalize, split_example
@@ -260,6 +261,12 @@ class _Fitting:
         order = {fqn: number for number, fqn in enumerate(self.source)}
         wanted = sorted([*_list_renames(pairs), *relations], key=lambda each: order.get(each.sources[0], len(order)))
         draft, parts = self.fit_rules(wanted, {}, notes, proves=True)
+        counted = count_layers(parts, self.source)
+        if counted != parts:
+            deeper = write_draft(counted, self.write_head_lines(counted), notes)
+            # Nothing may change for A: if anything does, the indices stay those that were seen.
+            if self.find_wrong_parts(deeper, counted, {}, proves=True) == (set(), ()):
+                return deeper.text, counted
         return draft.text, parts
 
     def fit_rules(
