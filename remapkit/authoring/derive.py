@@ -319,7 +319,11 @@ def _describe_relations(relations: Sequence[Relation], notes: Notes) -> str:
     keys = len({fqn for relation in relations for fqn in relation.sources})
     plain = "by value" if is_rename(relations[0]) else "operation found by value"
     kinds = Counter(
-        f"because {reason}" if (reason := relation.by or notes.settled.get(relation.sources[0], "")) else plain
+        f"equal after rounding to {relation.rounded}"
+        if relation.rounded
+        else f"because {reason}"
+        if (reason := relation.by or notes.settled.get(relation.sources[0], ""))
+        else plain
         for relation in relations
     )
     if len(kinds) == 1:

@@ -54,7 +54,8 @@ class Learned:
     several keys), with the evidence for them. `relations` are the targets that follow by operations: their
     keys are in no other field. `undecided` are keys of A that nothing decides, with the free keys of
     B that have the same bytes; `open_b` are keys of B that have an equal tensor in A, but that no rule produces;
-    `only_a` and `only_b` have no equal tensor on the other side; `unsaid` are pairs that no rule can express.
+    `only_a` and `only_b` have no equal tensor on the other side, `reasons` says of the latter why no operation gives
+    them; `unsaid` are pairs that no rule can express.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Learned:
     open_b: tuple[str, ...] = ()
     unsaid: Mapping[str, str] = field(default_factory=dict)
     relations: tuple[Relation, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def by_module(self) -> Mapping[str, str]:
@@ -82,11 +84,15 @@ def learn(
     target_ref: str | None = None,
     relations: Sequence[Relation] = (),
     replay: Replay | None = None,
+    *,
+    reasons: Mapping[str, str] | None = None,
 ) -> Learned:
     """Derive the rule file for a pairing; its rules also decide pairs that values alone leave open.
 
     `relations` are targets that follow by operations; `replay` says whether a move gives B's bytes, and is asked for
-    every move that a rule with operations makes. The file passes lint, is proven for all keys, and passes its tests.
+    every move that a rule with operations makes; `reasons` says of other keys of B why nothing gives them. The file
+    passes lint, is proven for all keys, and passes its tests.
+
     Raises `UsageError`: RK623 for an invalid name, RK625 if values pair no keys at all, RK655 if no correct rules can
     be written.
 
@@ -115,6 +121,8 @@ def learn(
         raise UsageError(_report_no_pairs(source, target, pairing))
     text, parts = fitting.fit_by_proof(pairs, relations, settled)
     learned = _account_for_keys(text, source, target, pairing, parts, pairs, settled, relations)
+    why = {fqn: reasons[fqn] for fqn in learned.only_b if fqn in reasons} if reasons else {}
+    learned = replace(learned, reasons=why)
     left = "\n".join(_write_leftovers(source, target, learned))
     return replace(learned, text=f"{text}{left}\n") if left else learned
 
@@ -451,6 +459,11 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
         yield f"# Values alone do not decide these. Their operations were chosen because {escape_line(reason)}:"
         made = [fqn for each in learned.relations if each.by == reason for fqn in each.targets]
         yield from _write_families(target, made)
+    for dtype in dict.fromkeys(each.rounded for each in learned.relations if each.rounded):
+        yield ""
+        yield f"# Equal only after rounding to {dtype}. The rules give B rounded, not bit for bit:"
+        made = [fqn for each in learned.relations if each.rounded == dtype for fqn in each.targets]
+        yield from _write_families(target, made)
     if learned.undecided:
         yield ""
         yield "# Values alone do not pair these (constants, bytes of several keys), and there is no other evidence:"
@@ -464,8 +477,14 @@ def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Lear
         if rest:
             yield ""
             count = f"{len(rest)} of {count_noun(len(header), 'key')}"
-            yield f"# In the {what} only, or changed by the conversion (fused, transposed, cast): {count}."
-            yield from _write_families(header, rest)
+            yield f"# In the {what} only, or changed by the conversion: {count}."
+            by_reason: dict[str, list[str]] = {reason: [] for reason in ("", *learned.reasons.values())}
+            for fqn in rest:
+                by_reason[learned.reasons.get(fqn, "") if header is target else ""].append(fqn)
+            for reason, fqns in by_reason.items():
+                if reason and fqns:
+                    yield f"# {escape_line(reason[:1].upper() + reason[1:])}:"
+                yield from _write_families(header, fqns)
 
 
 def _write_families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:
