@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.fold_relation import is_rename
-from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem
+from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem, generalize
 from remapkit.authoring.new import name_captures, write_bound
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.split_keys import COUNTED, GLUE, MARK, join_words, list_sections, split_key
@@ -71,6 +71,16 @@ def write_draft(parts: Sequence[DraftRule], head: Sequence[str], notes: Notes | 
     lines = [*((line, -1) for line in head), *_write_lines(rules, tables, counted)]
     text = "".join(f"{line}\n" for line, _ in lines)
     return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in rules})
+
+
+def write_patterns(fqns: Iterable[str]) -> Iterator[str]:
+    """Yield patterns that read exactly these keys, as items of a list.
+
+    >>> list(write_patterns([f"h.{n}.{leaf}" for n in range(3) for leaf in "wb"] + ["x"]))
+    ["'h.{h:0..2}.{leaf:w|b}'", "'x'"]
+    """
+    parts = [DraftRule(example, How.TIGHT) for example in generalize({fqn: fqn for fqn in fqns})]
+    yield from (rule.pattern.inline() for rule in _make_rules(parts, Notes())[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,13 +114,21 @@ def generalize(examples: Mapping[str, str] | Iterable[Relation], *, loosely: boo
     """
     if isinstance(examples, Mapping):
         examples = [Relation((fqn,), (other,)) for fqn, other in examples.items()]
-    relations = list(examples)
+    wanted = list(examples)
+    relations = [each for each in wanted if not _has_mark(each)]
     best: tuple[Example, ...] | None = None
     for cuts in _list_cuts(relations):
         found = _generalize_cut(relations, cuts, loosely=loosely)
         if best is None or _weigh_examples(found, relations) < _weigh_examples(best, relations):
             best = found
-    return best or ()
+    literal = [Example((("",),), (Fixed(""),), (each,)) for each in wanted if _has_mark(each) and is_rename(each)]
+    order = {each.sources[0]: number for number, each in enumerate(wanted)}
+    return tuple(sorted([*(best or ()), *literal], key=lambda each: order[each.relations[0].sources[0]]))
+
+
+def _has_mark(relation: Relation) -> bool:
+    """Return whether a name has the character that marks our own words: it is written as it is, or not at all."""
+    return any(MARK in fqn for fqn in (*relation.sources, *relation.targets))
 
 
 def _list_cuts(relations: Sequence[Relation]) -> list[Cuts]:

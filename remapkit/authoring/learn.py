@@ -10,20 +10,22 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from remapkit.authoring.count_layers import count_layers
 from remapkit.authoring.derive import Draft, DraftRule, How, Notes, write_draft
 from remapkit.authoring.fold_relation import is_rename
 from remapkit.authoring.generalize import generalize, split_example
+from remapkit.authoring.learned import Learned as Learned
+from remapkit.authoring.learned import write_leftovers
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
-from remapkit.authoring.settle import Alike, By, Settled, settle_keys
+from remapkit.authoring.settle import Alike, Settled, settle_keys
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.diagnostics.wording import count_noun, escape_line, join_words, list_names
+from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.moves import Move
@@ -34,7 +36,6 @@ from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
 from remapkit.rules.selftest import run_tests
-from remapkit.tensors.families import find_families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
 MAX_ROUNDS = 40
@@ -43,36 +44,6 @@ MAX_ROUNDS = 40
 
 Replay = Callable[[Move], bool]
 """Whether a move gives the bytes that B has under its target."""
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """A derived rule file, the pairs that it maps, and what the examples leave open.
-
-    Every key of A is in one of `pairs`, `undecided`, `only_a` and `unsaid`; every key of B is the target of a pair,
-    or in one of `open_b` and `only_b`. `settled` are the pairs that values alone leave open (constants, and bytes of
-    several keys), with the evidence for them. `relations` are the targets that follow by operations: their
-    keys are in no other field. `undecided` are keys of A that nothing decides, with the free keys of
-    B that have the same bytes; `open_b` are keys of B that have an equal tensor in A, but that no rule produces;
-    `only_a` and `only_b` have no equal tensor on the other side, `reasons` says of the latter why no operation gives
-    them; `unsaid` are pairs that no rule can express.
-    """
-
-    text: str
-    pairs: Mapping[str, str]
-    settled: Mapping[str, Settled]
-    undecided: Mapping[str, tuple[str, ...]]
-    only_a: tuple[str, ...]
-    only_b: tuple[str, ...]
-    open_b: tuple[str, ...] = ()
-    unsaid: Mapping[str, str] = field(default_factory=dict)
-    relations: tuple[Relation, ...] = ()
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def by_module(self) -> Mapping[str, str]:
-        """The pairs that were decided because all other tensors of their module went to one module."""
-        return {fqn: settled.target for fqn, settled in self.settled.items() if settled.by is By.MODULE}
 
 
 def learn(
@@ -123,7 +94,7 @@ def learn(
     learned = _account_for_keys(text, source, target, pairing, parts, pairs, settled, relations)
     why = {fqn: reasons[fqn] for fqn in learned.only_b if fqn in reasons} if reasons else {}
     learned = replace(learned, reasons=why)
-    left = "\n".join(_write_leftovers(source, target, learned))
+    left = "\n".join(write_leftovers(source, target, learned))
     return replace(learned, text=f"{text}{left}\n") if left else learned
 
 
@@ -440,53 +411,3 @@ def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
         notes=(list_names([problem.title for problem in problems]),) if problems else (),
         help=("please report this with both headers (`remapkit inspect CKPT --manifest FILE`)",),
     )
-
-
-# ------------------------------------------------------------------------------------------------ what is left
-
-
-def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Learned) -> Iterator[str]:
-    """Yield comments on what the author has to check or decide."""
-    for by in By:
-        fqns = [fqn for fqn, settled in learned.settled.items() if settled.by is by]
-        if fqns:
-            yield ""
-            yield f"# Values alone do not pair these (constants, bytes of several keys). Paired because {by.value}:"
-            yield from _write_families(source, fqns)
-    reasons = dict.fromkeys(each.by for each in learned.relations if each.by)
-    for reason in reasons:
-        yield ""
-        yield f"# Values alone do not decide these. Their operations were chosen because {escape_line(reason)}:"
-        made = [fqn for each in learned.relations if each.by == reason for fqn in each.targets]
-        yield from _write_families(target, made)
-    for dtype in dict.fromkeys(each.rounded for each in learned.relations if each.rounded):
-        yield ""
-        yield f"# Equal only after rounding to {dtype}. The rules give B rounded, not bit for bit:"
-        made = [fqn for each in learned.relations if each.rounded == dtype for fqn in each.targets]
-        yield from _write_families(target, made)
-    if learned.undecided:
-        yield ""
-        yield "# Values alone do not pair these (constants, bytes of several keys), and there is no other evidence:"
-        yield from _write_families(source, tuple(learned.undecided))
-    if learned.open_b:
-        yield "# Target keys with an equal in the source that no rule produces:"
-        yield from _write_families(target, learned.open_b)
-    for fqn, other in learned.unsaid.items():
-        yield f"# No rule can express this pair: {escape_line(fqn)} -> {escape_line(other)}"
-    for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
-        if rest:
-            yield ""
-            count = f"{len(rest)} of {count_noun(len(header), 'key')}"
-            yield f"# In the {what} only, or changed by the conversion: {count}."
-            by_reason: dict[str, list[str]] = {reason: [] for reason in ("", *learned.reasons.values())}
-            for fqn in rest:
-                by_reason[learned.reasons.get(fqn, "") if header is target else ""].append(fqn)
-            for reason, fqns in by_reason.items():
-                if reason and fqns:
-                    yield f"# {escape_line(reason[:1].upper() + reason[1:])}:"
-                yield from _write_families(header, fqns)
-
-
-def _write_families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:
-    some = StateDictSpec({fqn: header[fqn] for fqn in fqns}, name=header.name)
-    yield from (f"#   {escape_line(family.pattern)}  # {len(family.fqns)}" for family in find_families(some))
