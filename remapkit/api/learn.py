@@ -208,7 +208,7 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
         title = f"no rule produces {count_noun(len(learned.open_b), 'key')} of B that have an equal tensor in A"
-        found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
+        found.append(_make_warning("RK628", title, list(learned.open_b), target.name, {}))
     if learned.unsaid:
         title = f"no rule can express {count_noun(len(learned.unsaid), 'pair')}"
         found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
@@ -216,7 +216,7 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         if fqns:
             verb = "has" if len(fqns) == 1 else "have"
             title = f"{count_noun(len(fqns), 'key')} of {len(header)} {verb} no equal tensor in the other checkpoint"
-            reasons = learned.reasons if header is target else {}
+            reasons = learned.reasons if header is target else None
             found.append(_make_warning("RK629", title, list(fqns), header.name, reasons))
     return found
 
@@ -241,7 +241,9 @@ def _make_warning(
     for fqn in fqns:
         by_reason.setdefault((reasons or {}).get(fqn, ""), []).append(fqn)
     notes = [f"{reason}:\n{list_names(some)}" if reason else list_names(some) for reason, some in by_reason.items()]
-    help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
+    # Only keys of A can be dropped.
+    end = "" if reasons is not None else ", or name them under `drop:`"
+    help = (f"the rule file lists them in comments: write rules for them{end}",)
     values: dict[str, object] = {"keys": fqns}
     if reasons:
         values["reasons"] = {fqn: reasons[fqn] for fqn in fqns if fqn in reasons}
