@@ -55,7 +55,7 @@ def test_half_precision_teaches_the_rules_of_full_precision(
     assert main(["learn", str(one), str(other), "-o", str(pack), "--format", "json"]) == 0
     word = {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
     printed = json.loads(capsys.readouterr().out)
-    rounded = {fqn for each in printed["data"]["relations"] if each["rounded"] for fqn in each["targets"]}
+    rounded = {fqn for each in printed["relations"] if each["rounded"] for fqn in each["targets"]}
     assert rounded == {fqn for fqn in b if fqn.endswith("weight")}
     (said,) = [each for each in printed["diagnostics"] if each["code"] == "RK685"]
     assert f"equal A only after rounding to {word}" in said["title"]
