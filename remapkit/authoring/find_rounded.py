@@ -16,6 +16,7 @@ from remapkit.authoring.find_relations import find_relations
 from remapkit.authoring.find_siblings import propose_siblings
 from remapkit.authoring.pair_by_value import PairableTensors, Pairing, pair_by_value
 from remapkit.authoring.relation import OpText, Relation
+from remapkit.authoring.settle_operations import settle_operations
 from remapkit.authoring.verify_relation import Verifier, has_equal_bytes
 from remapkit.compute.cast import cast_elements
 from remapkit.files.source_file import split_evenly
@@ -93,6 +94,10 @@ def find_operations(a: PairableTensors, b: PairableTensors, pairing: Pairing) ->
         if read.isdisjoint(exact.sources) and verifier.is_true(exact):
             relations.append(exact)
             read.update(exact.sources)
+    reached = {fqn for relation in relations for fqn in relation.targets}
+    left = {fqn: a.header()[fqn] for fqn in pairing.only_a if fqn not in read}
+    open_b = [fqn for fqn in pairing.only_b if fqn not in reached]
+    relations += settle_operations(relations, StateDictSpec(left, name=a.header().name), set(open_b), verifier)
     reached = {fqn for relation in relations for fqn in relation.targets}
     reasons = {**found.open_b, **{fqn: f"undetermined: {reason}" for fqn, reason in found.undetermined.items()}}
     return Operations(tuple(relations), {fqn: reason for fqn, reason in reasons.items() if fqn not in reached})
