@@ -130,9 +130,11 @@ class _Search:
         return [fqn for fqn in self._targets if fqn not in self._reached]
 
     def _spend(self, count: int = 1) -> bool:
-        """Take steps; return whether the limit allows them."""
+        """Take steps if the limit allows them; return whether it does."""
+        if self.steps + count > self._limit:
+            return False
         self.steps += count
-        return self.steps <= self._limit
+        return True
 
     # ------------------------------------------------------------------------------------------------- by value
 
