@@ -154,12 +154,7 @@ def _find_shift(item: SegmentItem, place: int) -> tuple[str, int] | None:
 
 def _reverse_from(part: DraftRule, place: int, param: CountParam, bound: str) -> DraftRule:
     """Bound a row, and count from the end what is numbered from there: `3-i` of four layers is `layers-1-i`."""
-    items = tuple(
-        replace(item, written=f"{param.name}-1-{{0}}")
-        if isinstance(item, ComputedSegment)
-        and item.places == (place,)
-        and item.written == f"{param.depth - 1}-{{0}}"
-        else item
-        for item in part.example.items
-    )
+    reverse = ComputedSegment((place,), f"{param.depth - 1}-{{0}}")
+    counted = ComputedSegment((place,), f"{param.name}-1-{{0}}")
+    items = tuple(counted if item == reverse else item for item in part.example.items)
     return replace(part, example=replace(part.example, items=items), counts={**part.counts, place: (bound, param)})

@@ -159,11 +159,12 @@ def fused(words: dict[str, str], odd: str = "") -> tuple[Side, Side]:
     ids=["table", "where", "odd table"],
 )
 def test_captures_of_a_concat_are_bounded_in_every_part(
-    sides: tuple[Side, Side], written: str, tmp_path: Path
+    sides: tuple[Side, Side], written: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     a, b = ({fqn: tensor.numpy() for fqn, tensor in side.items()} for side in sides)
     report, made = judge(tmp_path, a, b)
     assert made == set(b) and written in report.text and report.text.count("- id:") == 1, report.text
+    assert "RK305" not in caplog.text
 
 
 def test_a_stack_needs_names_that_count_without_gaps(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from pathlib import Path
 from tests.mutation.fault import ROOT, Fault
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
+from tests.mutation.faults_learning import FAULTS as LEARNING
 from tests.mutation.faults_matching import FAULTS as MATCHING
 from tests.mutation.faults_numbers import FAULTS as NUMBERS
 from tests.mutation.faults_ops import FAULTS as OPS
@@ -61,6 +62,7 @@ FAULTS: tuple[Fault, ...] = (
     *CHECKS,
     *AUTHORING,
     *RELATIONS,
+    *LEARNING,
     *NUMBERS,
     *RANKS,
     *ROUTES,
