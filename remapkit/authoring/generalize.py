@@ -319,7 +319,9 @@ def _merge_bucket(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
 
 def _is_explained_by_parts(parts: Sequence[list[str]], split: SplitKeys) -> bool:
     items = _explain_group([fqn for part in parts for fqn in part], split)
-    return items is not None and _is_shown(items, [found for part in parts if (found := _explain_group(part, split))])
+    if items is None or _is_shown(items, ()):
+        return items is not None
+    return _is_shown(items, [found for part in parts if (found := _explain_group(part, split))])
 
 
 # ------------------------------------------------------------------------------------------------ explaining

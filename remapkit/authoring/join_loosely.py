@@ -16,8 +16,12 @@ from remapkit.authoring.fold_relation import Folded
 from remapkit.authoring.split_keys import MARK, Segments, join_words
 from remapkit.tensors.families import is_canonical_integer
 
-PASSES = 64
+SAMPLE = 32
+"""The keys of each group that are tried before all of them: most pairs fail there."""
+PASSES = 16
 """How often each key may be read on average; when that is spent, the groups stay apart."""
+NEAREST = 32
+"""The most groups of one kind that each is compared with."""
 RULE = 8
 """What a rule weighs besides its words: two rules are joined if the text does not get heavier."""
 MOST_NUMBERS = 8
@@ -57,7 +61,7 @@ def join_loosely(
     half occur, and if one rule maps them all and is lighter; those that save most come first. It ends: each round but
     the last leaves fewer groups. Cost: no more than `PASSES` passes over the keys.
     """
-    left = PASSES * sum(map(len, groups)) + 10_000
+    left = PASSES * sum(map(len, groups)) + 100_000
     # A joined group gets a new number, so that no pair is tried twice.
     joined = dict(enumerate(groups))
     masked = {fqn: _mask_numbers(folded.source) for fqn, folded in split.items()}
@@ -66,11 +70,18 @@ def join_loosely(
     while True:
         best: tuple[int, Words] = (0, {})
         chosen = (-1, -1)
-        for one, other, span in _list_neighbours(joined, split):
+        neighbours = _list_neighbours(joined, split)
+        left -= len(neighbours)
+        for one, other, span in neighbours:
             if (one, other, span) not in tried:
-                left -= len(joined[one]) + len(joined[other])
                 if left < 0:
                     break
+                sample = [fqn for number in (one, other) for fqn in joined[number][:SAMPLE]]
+                left -= len(sample)
+                if not _may_be_explained(sample, span, split, explainer):
+                    tried[one, other, span] = 0, {}
+                    continue
+                left -= 4 * (len(joined[one]) + len(joined[other]))
                 found = _try_pair((joined[one], joined[other]), span, split, explainer)
                 left -= len(families)
                 takes_more = found[0] and _takes_others(families, masked, found[1])
@@ -107,7 +118,7 @@ def _list_neighbours(groups: Mapping[int, Sequence[str]], split: Mapping[str, Fo
         (one, other, key[1]): None
         for key, members in buckets.items()
         for place, one in enumerate(members)
-        for other in members[place + 1 :]
+        for other in members[place + 1 : place + 1 + NEAREST]
         if (key, one) in short or (key, other) in short
     }
     return sorted(found, key=lambda pair: (pair[0], pair[1], -pair[2].start))
@@ -174,6 +185,13 @@ def _is_match(text: str, columns: Sequence[Set[str]]) -> bool:
     if not rest:
         return text in first
     return any(text.startswith(f"{word}.") and _is_match(text[len(word) + 1 :], rest) for word in first)
+
+
+def _may_be_explained(
+    sample: Sequence[str], span: Span, split: Mapping[str, Folded], explainer: Explainer[Item]
+) -> bool:
+    sources = {fqn: replace(split[fqn], source=_merge_words(split[fqn].source, span)) for fqn in sample}
+    return any(explainer.explain(sample, words) is not None for words in _list_target_cuts(sources))
 
 
 def _try_pair(
