@@ -92,8 +92,9 @@ def test_a_changed_element_is_not_taken_for_rounding(seed: int, changed: str, pl
 
 
 def test_integers_and_sums_are_never_rounded() -> None:
-    b = {"n": torch.arange(9.0) + 0.25, "norm": random(8), "m": torch.arange(5) * 300}
-    a = {"n": torch.arange(9, dtype=torch.int8), "norm": (b["norm"] - 1).half(), "m": b["m"].to(torch.int8)}
+    b = {"n": torch.arange(9.0) + 0.25, "norm": torch.arange(8) / 8 + 1.5 + 2**-16, "m": torch.arange(5) * 300}
+    a = {"n": torch.arange(9, dtype=torch.int8), "norm": b["norm"].half() - 1, "m": b["m"].to(torch.int8)}
+    assert torch.equal(a["norm"] + 1, b["norm"].half())
     one, other = store("a", a), store("b", b)
     found = find_operations(one, other, pair_by_value(one, other))
     assert not found.relations and set(found.reasons) == set(b)
