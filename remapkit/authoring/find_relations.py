@@ -121,7 +121,8 @@ class _Search:
             self._search_siblings()
             if taken is free and self._paired and any(fqn not in self.undetermined for fqn in self._names_open()):
                 paired = {fqn: take_prints(self._a, fqn, dtypes) for fqn in header if fqn in self._paired}
-                rounds.append({fqn: (free | paired)[fqn] for fqn in header})
+                both = free | paired
+                rounds.append({fqn: both[fqn] for fqn in header})
 
     def _open(self) -> list[Prints]:
         return [self._targets[fqn] for fqn in self._names_open()]
@@ -255,7 +256,9 @@ class _Search:
         if any(fqn in self._reached for fqn in relation.targets):
             return False
         other = next((self._used[fqn] for fqn in relation.sources if fqn in self._used), None)
-        if other is not None or (any(fqn in self._paired for fqn in relation.sources) and relation.join):
+        # A pair is certain: a relation that reads its key must make its target too.
+        lost = [fqn for fqn in relation.sources if self._paired.get(fqn) not in (None, *relation.targets)]
+        if other is not None or lost or (relation.join and any(fqn in self._paired for fqn in relation.sources)):
             kept = other or next(self._paired[fqn] for fqn in relation.sources if fqn in self._paired)
             reason = f"a source of it already becomes {kept}, and no rule can do both"
             self.reasons.update(dict.fromkeys(relation.targets, reason))

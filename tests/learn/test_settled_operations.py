@@ -185,3 +185,15 @@ def test_a_name_that_the_file_only_records_is_tied_to_a_fused_tensor(tmp_path: P
     # Either name of the one tensor could be meant.
     assert "embed and head have the same values" in report.text
     assert isinstance(store("a", {"x": embed}), Stored)
+
+
+def test_a_certain_pair_is_not_lost_to_an_operation(tmp_path: Path) -> None:
+    norm = random(8).numpy()
+    report, made = judge(tmp_path, {"n": norm}, {"n": norm, "m": norm + 1})
+    assert made == {"n"} and report.learned.reasons["m"].startswith("a source of it already becomes n")
+
+
+def test_rows_that_repeat_are_an_index() -> None:
+    a = {"w": random(4, 6)}
+    (relation,) = find(a, {"x": a["w"][[0, 0, 2, 3]].contiguous()}).relations
+    assert relation.ops == ({"index": {"dim": 0, "order": [0, 0, 2, 3]}},)
