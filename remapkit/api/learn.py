@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remapkit.api.inputs import Side, list_files_read, open_sides
 from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
-from remapkit.authoring.find_relations import find_relations
+from remapkit.authoring.find_rounded import Operations, find_operations, has_equal_rounded
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
-from remapkit.authoring.relation import Relation
 from remapkit.authoring.settle import By
 from remapkit.authoring.verify_relation import has_equal_bytes
 from remapkit.compute.move_bytes import read_target_chunks
@@ -114,8 +113,10 @@ def learn(
         where: tuple[str | None, str | None] = (None, None)
         if output is not None:
             where = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
-        relations, replay = _find_operations(*readers, pairing) if pairs is None else ((), None)
-        learned = authoring.learn(name, source, target, pairing, *where, relations, replay)
+        found, replay = _find_operations(*readers, pairing) if pairs is None else (Operations((), {}), None)
+        learned = authoring.learn(
+            name, source, target, pairing, *where, found.relations, replay, reasons=found.reasons
+        )
     if output is not None:
         manifests = zip(where, (source, target), strict=True)
         texts = {output.parent / str(file): manifest_json(header) for file, header in manifests}
@@ -134,18 +135,24 @@ def _pair_readers(a: Reader, b: Reader) -> Pairing:
     return pair_by_value(a, b)
 
 
-def _find_operations(a: Reader, b: Reader, pairing: Pairing) -> tuple[Sequence[Relation], authoring.Replay]:
+def _find_operations(a: Reader, b: Reader, pairing: Pairing) -> tuple[Operations, authoring.Replay]:
     """Return the operations that values show, and a replay that runs each move once."""
-    found = find_relations(a, b, pairing.only_a, pairing.only_b, pairing.pairs)
+    found = find_operations(a, b, pairing)
+    rounded = found.rounded
     known: dict[tuple[object, ...], bool] = {}
 
     def replay(move: Move) -> bool:
         key = (move.sources, move.target, repr(move.ops))
         if key not in known:
-            known[key] = has_equal_bytes(read_target_chunks(move, a), b.chunks(move.target))
+            made, wanted = read_target_chunks(move, a), b.chunks(move.target)
+            known[key] = (
+                has_equal_rounded(made, wanted, move.spec.dtype, rounded[move.target])
+                if move.target in rounded
+                else has_equal_bytes(made, wanted)
+            )
         return known[key]
 
-    return found.relations, replay
+    return found, replay
 
 
 def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, target: StateDictSpec) -> Pairing:
@@ -195,12 +202,13 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
             f"{count_noun(len(targets), 'key')} of B cannot be decided by value; operations chosen because {reason}"
         )
         found.append(Diagnostic("RK628", title, notes=(list_names(targets),), severity=Severity.NOTE))
+    found += _report_rounded(learned)
     if learned.undecided:
         title = f"{count_noun(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
         title = f"no rule produces {count_noun(len(learned.open_b), 'key')} of B that have an equal tensor in A"
-        found.append(_make_warning("RK628", title, list(learned.open_b), target.name))
+        found.append(_make_warning("RK628", title, list(learned.open_b), target.name, {}))
     if learned.unsaid:
         title = f"no rule can express {count_noun(len(learned.unsaid), 'pair')}"
         found.append(_make_warning("RK656", title, list(learned.unsaid), source.name))
@@ -208,18 +216,37 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         if fqns:
             verb = "has" if len(fqns) == 1 else "have"
             title = f"{count_noun(len(fqns), 'key')} of {len(header)} {verb} no equal tensor in the other checkpoint"
-            found.append(_make_warning("RK629", title, list(fqns), header.name))
+            reasons = learned.reasons if header is target else None
+            found.append(_make_warning("RK629", title, list(fqns), header.name, reasons))
     return found
 
 
-def _make_warning(code: str, title: str, fqns: list[str], place: str) -> Diagnostic:
-    help = ("the rule file lists them in comments: write rules for them, or name them under `drop:`",)
+def _report_rounded(learned: authoring.Learned) -> Iterator[Diagnostic]:
+    for dtype in dict.fromkeys(each.rounded for each in learned.relations if each.rounded):
+        targets = [fqn for each in learned.relations if each.rounded == dtype for fqn in each.targets]
+        verb = "equals" if len(targets) == 1 else "equal"
+        title = f"{count_noun(len(targets), 'key')} of B {verb} A only after rounding to {dtype}"
+        help = (
+            f"the rules give B rounded to {dtype}, not bit for bit; for all digits, learn from an A that has them",
+        )
+        found = Diagnostic("RK685", title, notes=(list_names(targets),), help=help, severity=Severity.NOTE)
+        yield replace(found, values={"keys": targets, "dtype": dtype})
+
+
+def _make_warning(
+    code: str, title: str, fqns: list[str], place: str, reasons: Mapping[str, str] | None = None
+) -> Diagnostic:
+    """Return a warning about keys, which are listed by reason where there is one."""
+    by_reason: dict[str, list[str]] = {}
+    for fqn in fqns:
+        by_reason.setdefault((reasons or {}).get(fqn, ""), []).append(fqn)
+    notes = [f"{reason}:\n{list_names(some)}" if reason else list_names(some) for reason, some in by_reason.items()]
+    # Only keys of A can be dropped.
+    end = "" if reasons is not None else ", or name them under `drop:`"
+    help = (f"the rule file lists them in comments: write rules for them{end}",)
+    values: dict[str, object] = {"keys": fqns}
+    if reasons:
+        values["reasons"] = {fqn: reasons[fqn] for fqn in fqns if fqn in reasons}
     return Diagnostic(
-        code,
-        title,
-        notes=(list_names(fqns),),
-        help=help,
-        place=place,
-        severity=Severity.WARNING,
-        values={"keys": fqns},
+        code, title, notes=tuple(notes), help=help, place=place, severity=Severity.WARNING, values=values
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.fold_relation import is_rename
-from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem
+from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem, generalize
 from remapkit.authoring.new import name_captures, write_bound
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.split_keys import COUNTED, GLUE, MARK, join_words, list_sections, split_key
@@ -34,11 +34,25 @@ class How(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class CountParam:
+    """A param that counts the layers of a checkpoint: one more than the largest index after the words `prefix`."""
+
+    name: str
+    prefix: tuple[str, ...]
+    depth: int
+
+    def write(self) -> dict[str, object]:
+        """Return the value of the param under `params:`."""
+        return {"count": f"{literal_text('.'.join(self.prefix))}.{{i:int}}.{{rest:**}}", "value": self.depth}
+
+
+@dataclass(frozen=True, slots=True)
 class DraftRule:
-    """A generalised rule, and how it is written."""
+    """A generalised rule, and how it is written: `counts` has bounds of source segments in terms of a param."""
 
     example: Example
     how: How = How.FREE
+    counts: Mapping[int, tuple[str, CountParam]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +67,20 @@ class Draft:
 def write_draft(parts: Sequence[DraftRule], head: Sequence[str], notes: Notes | None = None) -> Draft:
     """Write the rule file of these draft rules, after the lines of `head`."""
     rules, tables = _make_rules(parts, notes or Notes())
-    lines = [*((line, -1) for line in head), *_write_lines(rules, tables)]
+    counted = {param.name: param.write() for part in parts for _, param in part.counts.values()}
+    lines = [*((line, -1) for line in head), *_write_lines(rules, tables, counted)]
     text = "".join(f"{line}\n" for line, _ in lines)
     return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in rules})
+
+
+def write_patterns(fqns: Iterable[str]) -> Iterator[str]:
+    """Yield patterns that read exactly these keys, as items of a list.
+
+    >>> list(write_patterns([f"h.{n}.{leaf}" for n in range(3) for leaf in "wb"] + ["x"]))
+    ["'h.{h:0..2}.{leaf:w|b}'", "'x'"]
+    """
+    parts = [DraftRule(example, How.TIGHT) for example in generalize({fqn: fqn for fqn in fqns})]
+    yield from (rule.pattern.inline() for rule in _make_rules(parts, Notes())[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +143,7 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables, not
     example = part.example
     relation = example.relations[0]
     sections = [example.items[start:end] for start, end in list_sections(_list_marks(example.items))]
-    names, joined, made = _name_places(example, sections)
+    names, joined, made = _name_places(part, sections)
     table_of = {
         item.place: _name_table(names[item.place], item.entries, tables)
         for item in reversed(example.items)
@@ -175,10 +200,14 @@ def _join_texts(pairs: Iterator[tuple[str, str]]) -> str:
     return written
 
 
-def _name_places(example: Example, sections: Sequence[Sequence[SegmentItem]]) -> tuple[dict[int, str], str, str]:
+def _name_places(part: DraftRule, sections: Sequence[Sequence[SegmentItem]]) -> tuple[dict[int, str], str, str]:
     """Return the names of the captures by place, and of the indices that `stack` and `unstack` count."""
+    example = part.example
     places = [place for place, words in enumerate(example.words) if not words[0].startswith(GLUE)]
-    columns = [("0", "1") if words[0].startswith(COUNTED) else words for words in (example.words[p] for p in places)]
+    columns = [
+        ("0", "1") if place in part.counts or example.words[place][0].startswith(COUNTED) else example.words[place]
+        for place in places
+    ]
     names = {place: name for place, (name, _) in zip(places, name_captures(columns), strict=True)}
     joined = next((names.pop(place) for place in places if example.words[place][0].startswith(COUNTED)), "")
     target = next(
@@ -201,7 +230,9 @@ def _write_captures(
     for place, name in names.items():
         words = part.example.words[place]
         bound = _choose_bound(words, free=part.how is How.FREE and place not in part.example.computed_places)
-        if name and place in table_of:
+        if place in part.counts:
+            captures[place] = f"{{{name}:{part.counts[place][0]}}}"
+        elif name and place in table_of:
             captures[place] = f"{{{name}:{table_of[place]}}}"
         elif name and bound is not None:
             captures[place] = f"{{{name}:{bound}}}"
@@ -298,7 +329,11 @@ def _describe_relations(relations: Sequence[Relation], notes: Notes) -> str:
     keys = len({fqn for relation in relations for fqn in relation.sources})
     plain = "by value" if is_rename(relations[0]) else "operation found by value"
     kinds = Counter(
-        f"because {reason}" if (reason := relation.by or notes.settled.get(relation.sources[0], "")) else plain
+        f"equal after rounding to {relation.rounded}"
+        if relation.rounded
+        else f"because {reason}"
+        if (reason := relation.by or notes.settled.get(relation.sources[0], ""))
+        else plain
         for relation in relations
     )
     if len(kinds) == 1:
@@ -309,15 +344,15 @@ def _describe_relations(relations: Sequence[Relation], notes: Notes) -> str:
 # ------------------------------------------------------------------------------------------------ lines
 
 
-def _write_lines(rules: Sequence[_Rule], tables: _Tables) -> Iterator[tuple[str, int]]:
-    """Yield every line, with the number of its draft rule."""
+def _write_lines(rules: Sequence[_Rule], tables: _Tables, layers: Mapping[str, object]) -> Iterator[tuple[str, int]]:
+    """Yield every line, with the number of its draft rule; `layers` are the params that are counted."""
     counted = [
         (rule.relation, rule.names.joined or rule.names.made) for rule in rules if rule.relation and rule.names
     ]
-    params = find_params(counted)
-    if params:
+    params = {name: value for name, value in find_params(counted).items() if name not in layers}
+    if params or layers:
         yield "params:", -1
-        for name, value in params.items():
+        for name, value in {**params, **layers}.items():
             yield emit_entry(name, value), -1
         yield "", -1
     if tables:

@@ -77,7 +77,8 @@ def _list_sums(
 ) -> Iterator[Expression]:
     """Yield `i*k+j+c`; with a smaller stride than `j` has values, two pairs of indices could give one number."""
     large, small = numbers[one], numbers[other]
-    for stride in (stride for stride in _FOLDS if stride > max(small) - min(small)):
+    width = max(small) - min(small)
+    for stride in (stride for stride in _FOLDS if stride > width):
         offset = wanted[0] - large[0] * stride - small[0]
         if abs(offset) <= stride:
             written = f"{{0}}*{stride}+{{1}}" + (f"{offset:+d}" if offset else "")
@@ -87,9 +88,10 @@ def _list_sums(
 def _list_folds(place: int, values: Sequence[int], wanted: Sequence[int]) -> Iterator[Expression]:
     if len(set(values)) < _ENOUGH:
         return
-    for stride in (stride for stride in _FOLDS if stride <= max(values)):
+    smallest, largest = min(values), max(values)
+    for stride in (stride for stride in _FOLDS if stride <= largest):
         for offset in sorted(range(1 - stride, stride), key=lambda offset: (abs(offset), offset)):
-            if min(values) + offset < 0:
+            if smallest + offset < 0:
                 continue
             shifted = f"({{0}}{offset:+d})" if offset else "{0}"
             yield (place,), f"{shifted}//{stride}", lambda row, k=stride, c=offset: (row[0] + c) // k  # type: ignore[misc]

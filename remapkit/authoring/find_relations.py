@@ -7,12 +7,14 @@ several keys have) suggest nothing: only the weights of their modules can settle
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from remapkit.authoring.build_cut import build_cut
 from remapkit.authoring.build_relation import Segment, Selection, build_join
+from remapkit.authoring.find_order import MOST_DIMS
 from remapkit.authoring.find_rows import RowIndex, Rows
 from remapkit.authoring.find_siblings import propose_siblings
 from remapkit.authoring.fingerprint import Prints, take_prints
@@ -27,6 +29,7 @@ MOST_PARTS = 4096
 NOWHERE = "no operation on tensors of A gives these values"
 UNNAMED = "its values are in A, but in an order that the rule language has no operation for"
 FAILED = "its rows are in A, but the operations that they suggest give other bytes"
+AMBIGUOUS = "its rows are in A at several places, and nothing tells which are meant"
 SPENT = "the search was stopped: it took too many steps"
 
 
@@ -75,7 +78,10 @@ def find_relations(
 
 
 class _Search:
-    """One search. A step is a view that is looked up, or a relation that is run; each key of B is run once a rule."""
+    """One search; each key of B is run once a rule.
+
+    A step is a view that is looked up, a run of rows in it, an order of dimensions, or a relation that is run.
+    """
 
     def __init__(
         self,
@@ -90,7 +96,7 @@ class _Search:
         self.undetermined: dict[str, str] = {}
         self.steps = 0
         self._a, self._b, self._paired = a, b, paired
-        self._limit = 64 * (len(a.header()) + len(only_b)) + 1000 if limit is None else limit
+        self._limit = 128 * (len(a.header()) + len(only_b)) + 10_000 if limit is None else limit
         self._verifier = Verifier(a, b)
         self._tried: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         self._used: dict[str, str] = {}
@@ -115,7 +121,8 @@ class _Search:
             self._search_siblings()
             if taken is free and self._paired and any(fqn not in self.undetermined for fqn in self._names_open()):
                 paired = {fqn: take_prints(self._a, fqn, dtypes) for fqn in header if fqn in self._paired}
-                rounds.append({fqn: (free | paired)[fqn] for fqn in header})
+                both = free | paired
+                rounds.append({fqn: both[fqn] for fqn in header})
 
     def _open(self) -> list[Prints]:
         return [self._targets[fqn] for fqn in self._names_open()]
@@ -123,10 +130,12 @@ class _Search:
     def _names_open(self) -> list[str]:
         return [fqn for fqn in self._targets if fqn not in self._reached]
 
-    def _spend(self) -> bool:
-        """Take a step; return whether the limit allows it."""
-        self.steps += 1
-        return self.steps <= self._limit
+    def _spend(self, count: int = 1) -> bool:
+        """Take steps if the limit allows them; return whether it does."""
+        if self.steps + count > self._limit:
+            return False
+        self.steps += count
+        return True
 
     # ------------------------------------------------------------------------------------------------- by value
 
@@ -154,7 +163,9 @@ class _Search:
         if source.fqn in self._paired:
             (other,) = take_prints(self._b, self._paired[source.fqn]).values()
             selections = [Selection(other), *selections] if other.spec.dtype == source.spec.dtype else []
-        if not selections:
+        orders = math.factorial(min(len(source.long_dims), MOST_DIMS))
+        if not selections or not self._spend(orders):
+            self.reasons.update({one.target.fqn: SPENT for one in selections})
             return
         relation = build_cut(source, selections, self._a.header())
         if relation is not None:
@@ -183,15 +194,23 @@ class _Search:
         for dims in target.views:
             rows = index.find_rows(target, dims)
             if rows is None:
+                if dims and index.has_rows(target, dims):
+                    self.reasons[target.fqn] = AMBIGUOUS
                 continue
             segments = _list_segments(index, rows)
             if segments is None:
                 self.reasons[target.fqn] = UNNAMED
                 continue
+            if not self._spend(len(segments)):
+                self.reasons[target.fqn] = SPENT
+                return None
             owners = {segment.prints.fqn for segment in segments}
             if len(owners) == 1 and len(segments) == 1:
                 return segments[0].prints, Selection(target, dims, segments[0])
             if len(owners) > 1 and dims and len(dims) < 3:
+                if not self._spend(math.factorial(min(len(target.long_dims), MOST_DIMS))):
+                    self.reasons[target.fqn] = SPENT
+                    return None
                 relation = build_join(target, dims, segments, self._a.header())
                 if relation is not None:
                     return relation
@@ -237,7 +256,9 @@ class _Search:
         if any(fqn in self._reached for fqn in relation.targets):
             return False
         other = next((self._used[fqn] for fqn in relation.sources if fqn in self._used), None)
-        if other is not None or (any(fqn in self._paired for fqn in relation.sources) and relation.join):
+        # A pair is certain: a relation that reads its key must make its target too.
+        lost = [fqn for fqn in relation.sources if self._paired.get(fqn) not in (None, *relation.targets)]
+        if other is not None or lost or (relation.join and any(fqn in self._paired for fqn in relation.sources)):
             kept = other or next(self._paired[fqn] for fqn in relation.sources if fqn in self._paired)
             reason = f"a source of it already becomes {kept}, and no rule can do both"
             self.reasons.update(dict.fromkeys(relation.targets, reason))

@@ -64,6 +64,10 @@ class RowIndex:
             self._continue_runs(view, Rows(places, indices), order, step)
         return None if (places < 0).any() else Rows(places, indices)
 
+    def has_rows(self, target: Prints, dims: Dims) -> bool:
+        """Return whether every row of a view is somewhere."""
+        return bool(self._rows.find(target.views[dims])[0].all())
+
     def _continue_runs(self, view: Array, rows: Rows, order: Iterable[int], step: int) -> None:
         missing = set(np.flatnonzero(rows.places < 0).tolist())
         for n in order:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remapkit.authoring.find_arithmetic import find_arithmetic
 from remapkit.authoring.fold_relation import Folded, fold_relation, is_rename
+from remapkit.authoring.join_loosely import Explainer, join_loosely
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.split_keys import (
     CUTS,
@@ -74,6 +75,8 @@ class Example:
     items: tuple[SegmentItem, ...]
     relations: tuple[Relation, ...]
     cuts: Cuts = ("segments", "segments")
+    is_loose: bool = False
+    """Whether not every combination of its words occurs."""
 
     @property
     def is_identity(self) -> bool:
@@ -92,11 +95,11 @@ class Example:
         return frozenset(bounded)
 
 
-def generalize(examples: Mapping[str, str] | Iterable[Relation]) -> tuple[Example, ...]:
+def generalize(examples: Mapping[str, str] | Iterable[Relation], *, loosely: bool = False) -> tuple[Example, ...]:
     """Return a few rules that map exactly these pairs or relations, in the order of their first keys.
 
     Names are cut at dots; also around numbers inside segments where that gives fewer rules. A relation that no rule
-    can count (experts 0 and 2 stacked) is in no example.
+    can count (experts 0 and 2 stacked) is in no example. `loosely` joins words of which not every combination occurs.
 
     >>> words = {"q": "query", "k": "key"}
     >>> pairs = {f"layers.{n}.{word}.w": f"h.{n}.attn.{words[word]}.w" for n in range(3) for word in words}
@@ -111,13 +114,21 @@ def generalize(examples: Mapping[str, str] | Iterable[Relation]) -> tuple[Exampl
     """
     if isinstance(examples, Mapping):
         examples = [Relation((fqn,), (other,)) for fqn, other in examples.items()]
-    relations = list(examples)
+    wanted = list(examples)
+    relations = [each for each in wanted if not _has_mark(each)]
     best: tuple[Example, ...] | None = None
     for cuts in _list_cuts(relations):
-        found = _generalize_cut(relations, cuts)
+        found = _generalize_cut(relations, cuts, loosely=loosely)
         if best is None or _weigh_examples(found, relations) < _weigh_examples(best, relations):
             best = found
-    return best or ()
+    literal = [Example((("",),), (Fixed(""),), (each,)) for each in wanted if _has_mark(each) and is_rename(each)]
+    order = {each.sources[0]: number for number, each in enumerate(wanted)}
+    return tuple(sorted([*(best or ()), *literal], key=lambda each: order[each.relations[0].sources[0]]))
+
+
+def _has_mark(relation: Relation) -> bool:
+    """Return whether a name has the character that marks our own words: it is written as it is, or not at all."""
+    return any(MARK in fqn for fqn in (*relation.sources, *relation.targets))
 
 
 def _list_cuts(relations: Sequence[Relation]) -> list[Cuts]:
@@ -141,7 +152,7 @@ def _is_word(column: Segments) -> bool:
     return not all(map(is_canonical_integer, column))
 
 
-def _generalize_cut(relations: Sequence[Relation], cuts: Cuts) -> tuple[Example, ...]:
+def _generalize_cut(relations: Sequence[Relation], cuts: Cuts, *, loosely: bool) -> tuple[Example, ...]:
     split, kept = _fold_relations(relations, cuts)
     finest: defaultdict[object, list[str]] = defaultdict(list)
     for fqn, folded in split.items():
@@ -154,21 +165,50 @@ def _generalize_cut(relations: Sequence[Relation], cuts: Cuts) -> tuple[Example,
         for from_the_end in range(1, max((len(split[group[0]].source) for group in groups), default=0) + 1):
             groups = _join_groups(groups, from_the_end, split)
     order = {fqn: number for number, fqn in enumerate(split)}
-    groups = [sorted(group, key=order.__getitem__) for group in groups]
-    return tuple(
-        _make_example(group, split, kept, cuts) for group in sorted(groups, key=lambda group: order[group[0]])
+    groups = sorted((sorted(group, key=order.__getitem__) for group in groups), key=lambda group: order[group[0]])
+    loose = [False] * len(groups)
+    if loosely:
+        groups, loose = join_loosely(groups, split, Explainer(_explain_group, _is_shown, _weigh_items))
+        groups = [sorted(group, key=order.__getitem__) for group in groups]
+    found = sorted(zip(groups, loose, strict=True), key=lambda each: order[each[0][0]])
+    return tuple(replace(_make_example(group, split, kept, cuts), is_loose=each) for group, each in found)
+
+
+def _weigh_items(items: Sequence[SegmentItem]) -> int:
+    entries = sum(1 + word.count(".") for item in items if isinstance(item, LookedUp) for _, word in item.entries)
+    return len(items) + entries
+
+
+def _is_shown(joined: Sequence[SegmentItem], parts: Sequence[Sequence[SegmentItem]]) -> bool:
+    """Return whether joined groups show no arithmetic, and no table of indices, that none of them shows alone.
+
+    >>> sum, table = ComputedSegment((1,), "{0}//4"), LookedUp(1, (("3", "0"), ("6", "1")))
+    >>> _is_shown([sum], [[table], [Fixed("1")]]), _is_shown([sum], [[sum], [Fixed("1")]])
+    (False, True)
+    """
+    shown = [item for part in parts for item in part]
+    tables = {item.place for item in shown if isinstance(item, LookedUp)}
+    return all(
+        item in shown
+        if isinstance(item, ComputedSegment)
+        else not isinstance(item, LookedUp)
+        or item.place in tables
+        or not all(is_canonical_integer(word) for word, _ in item.entries)
+        for item in joined
     )
 
 
 def split_example(example: Example, *, singly: bool = False) -> tuple[Example, ...]:
     """Split an example into several that map the same keys: one per word, or lower and upper indices.
 
-    `singly` makes one per relation.
+    `singly` makes one per relation. If its words do not occur in every combination, it is first split until they do.
 
     >>> example, = generalize({f"l.{n}.{leaf}": f"h.{n}.{leaf}" for n in range(2) for leaf in "wb"})
     >>> [each.words[-1] for each in split_example(example)], len(split_example(example, singly=True))
     ([('w',), ('b',)], 4)
     """
+    if example.is_loose and not singly:
+        return _generalize_cut(example.relations, example.cuts, loosely=False)
     split, kept = _fold_relations(example.relations, example.cuts)
     varying = [place for place, words in enumerate(example.words) if len(words) > 1]
     groups: defaultdict[object, list[str]] = defaultdict(list)
@@ -187,7 +227,7 @@ SplitKeys = Mapping[str, Folded]
 """The folded relations by their first source, which no two of them share."""
 
 
-def _fold_relations(relations: Iterable[Relation], cuts: Cuts) -> tuple[SplitKeys, Mapping[str, Relation]]:
+def _fold_relations(relations: Iterable[Relation], cuts: Cuts) -> tuple[dict[str, Folded], dict[str, Relation]]:
     split: dict[str, Folded] = {}
     kept: dict[str, Relation] = {}
     for relation in relations:
@@ -264,18 +304,24 @@ def _join_groups(groups: list[list[str]], from_the_end: int, split: SplitKeys) -
 
 
 def _merge_bucket(bucket: list[list[str]], split: SplitKeys) -> list[list[str]]:
-    whole = [fqn for group in bucket for fqn in group]
-    if len(bucket) == 1 or _explain_group(whole, split) is not None:
-        return [whole]
+    if len(bucket) == 1 or _is_explained_by_parts(bucket, split):
+        return [[fqn for group in bucket for fqn in group]]
     merged: list[list[str]] = []
     for group in bucket:
         for known in merged:
-            if _explain_group([*known, *group], split) is not None:
+            if _is_explained_by_parts((known, group), split):
                 known += group
                 break
         else:
             merged.append(list(group))
     return merged
+
+
+def _is_explained_by_parts(parts: Sequence[list[str]], split: SplitKeys) -> bool:
+    items = _explain_group([fqn for part in parts for fqn in part], split)
+    if items is None or _is_shown(items, ()):
+        return items is not None
+    return _is_shown(items, [found for part in parts if (found := _explain_group(part, split))])
 
 
 # ------------------------------------------------------------------------------------------------ explaining
@@ -342,7 +388,9 @@ def _explain_segment(
     # The likeliest source is a segment that no other target segment uses yet; of several, the leftmost.
     for place in sorted(varying, key=lambda place: (place in used, place)):
         if tuple(columns[place]) == tuple(wanted):
-            return Copied(place)
+            # Of several segments a capture can only read what a table lists.
+            is_several = any("." in word for word in wanted)
+            return LookedUp(place, tuple({word: word for word in wanted}.items())) if is_several else Copied(place)
     if all(map(is_canonical_integer, wanted)):
         computed = _find_arithmetic([int(word) for word in wanted], columns, varying)
         if computed is not None:

@@ -10,29 +10,32 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from remapkit.authoring.count_layers import count_layers
 from remapkit.authoring.derive import Draft, DraftRule, How, Notes, write_draft
 from remapkit.authoring.fold_relation import is_rename
 from remapkit.authoring.generalize import generalize, split_example
+from remapkit.authoring.learned import Learned as Learned
+from remapkit.authoring.learned import write_leftovers
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
-from remapkit.authoring.settle import Alike, By, Settled, settle_keys
+from remapkit.authoring.settle import Alike, Settled, settle_keys
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
-from remapkit.diagnostics.wording import count_noun, escape_line, join_words, list_names
+from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.moves import Move
+from remapkit.proofs.keymap import key_maps
 from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
 from remapkit.rules.selftest import run_tests
-from remapkit.tensors.families import find_families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
 MAX_ROUNDS = 40
@@ -41,34 +44,6 @@ MAX_ROUNDS = 40
 
 Replay = Callable[[Move], bool]
 """Whether a move gives the bytes that B has under its target."""
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """A derived rule file, the pairs that it maps, and what the examples leave open.
-
-    Every key of A is in one of `pairs`, `undecided`, `only_a` and `unsaid`; every key of B is the target of a pair,
-    or in one of `open_b` and `only_b`. `settled` are the pairs that values alone leave open (constants, and bytes of
-    several keys), with the evidence for them. `relations` are the targets that follow by operations: their
-    keys are in no other field. `undecided` are keys of A that nothing decides, with the free keys of
-    B that have the same bytes; `open_b` are keys of B that have an equal tensor in A, but that no rule produces;
-    `only_a` and `only_b` have no equal tensor on the other side; `unsaid` are pairs that no rule can express.
-    """
-
-    text: str
-    pairs: Mapping[str, str]
-    settled: Mapping[str, Settled]
-    undecided: Mapping[str, tuple[str, ...]]
-    only_a: tuple[str, ...]
-    only_b: tuple[str, ...]
-    open_b: tuple[str, ...] = ()
-    unsaid: Mapping[str, str] = field(default_factory=dict)
-    relations: tuple[Relation, ...] = ()
-
-    @property
-    def by_module(self) -> Mapping[str, str]:
-        """The pairs that were decided because all other tensors of their module went to one module."""
-        return {fqn: settled.target for fqn, settled in self.settled.items() if settled.by is By.MODULE}
 
 
 def learn(
@@ -80,11 +55,15 @@ def learn(
     target_ref: str | None = None,
     relations: Sequence[Relation] = (),
     replay: Replay | None = None,
+    *,
+    reasons: Mapping[str, str] | None = None,
 ) -> Learned:
     """Derive the rule file for a pairing; its rules also decide pairs that values alone leave open.
 
     `relations` are targets that follow by operations; `replay` says whether a move gives B's bytes, and is asked for
-    every move that a rule with operations makes. The file passes lint, is proven for all keys, and passes its tests.
+    every move that a rule with operations makes; `reasons` says of other keys of B why nothing gives them. The file
+    passes lint, is proven for all keys, and passes its tests.
+
     Raises `UsageError`: RK623 for an invalid name, RK625 if values pair no keys at all, RK655 if no correct rules can
     be written.
 
@@ -113,7 +92,9 @@ def learn(
         raise UsageError(_report_no_pairs(source, target, pairing))
     text, parts = fitting.fit_by_proof(pairs, relations, settled)
     learned = _account_for_keys(text, source, target, pairing, parts, pairs, settled, relations)
-    left = "\n".join(_write_leftovers(source, target, learned))
+    why = {fqn: reasons[fqn] for fqn in learned.only_b if fqn in reasons} if reasons else {}
+    learned = replace(learned, reasons=why)
+    left = "\n".join(write_leftovers(source, target, learned))
     return replace(learned, text=f"{text}{left}\n") if left else learned
 
 
@@ -259,6 +240,12 @@ class _Fitting:
         order = {fqn: number for number, fqn in enumerate(self.source)}
         wanted = sorted([*_list_renames(pairs), *relations], key=lambda each: order.get(each.sources[0], len(order)))
         draft, parts = self.fit_rules(wanted, {}, notes, proves=True)
+        counted = count_layers(parts, self.source)
+        if counted != parts:
+            deeper = write_draft(counted, self.write_head_lines(counted), notes)
+            # Nothing may change for A: if anything does, the indices stay those that were seen.
+            if self.find_wrong_parts(deeper, counted, {}, proves=True) == (set(), ()):
+                return deeper.text, counted
         return draft.text, parts
 
     def fit_rules(
@@ -270,7 +257,7 @@ class _Fitting:
         take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round costs a pass over
         the source and, with `proves`, one proof.
         """
-        parts = [DraftRule(example) for example in generalize(wanted)]
+        parts = [DraftRule(example) for example in generalize(wanted, loosely=proves)]
         problems: Sequence[Diagnostic] = ()
         for number in itertools.count():
             if not parts:
@@ -280,6 +267,7 @@ class _Fitting:
             if not wrong:
                 return draft, parts
             # Narrow the widest rules first: if a rule and a literal match the same key, the rule.
+            wrong = {place for place in wrong if parts[place].example.is_loose} or wrong
             widest = min((parts[place].how for place in wrong), key=list(How).index)
             wrong = {place for place in wrong if parts[place].how is widest}
             parts = [
@@ -356,7 +344,7 @@ def _list_renames(pairs: Mapping[str, str]) -> list[Relation]:
 
 def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
     """Yield the replacement of a wrong rule: a narrower rule, several rules with fewer keys, or nothing."""
-    if part.how is How.FREE and not at_once:
+    if part.how is How.FREE and not at_once and not part.example.is_loose:
         yield DraftRule(part.example, How.TIGHT)
     elif len(part.example.relations) > 1:
         yield from (DraftRule(example) for example in split_example(part.example, singly=at_once))
@@ -419,7 +407,8 @@ def _find_problems(
 ) -> tuple[list[Diagnostic], set[str]]:
     """Return the findings of lint, of the proof over all keys and of the file's tests, and the rule ids concerned."""
     proof = prove(rules, header=source if rules.file.source_keys is not None else None)
-    ids = {rules.everything[number].id for witness in proof.witnesses for number in witness.key_maps}
+    found = key_maps(rules)
+    ids = {found[number].rule_id for witness in proof.witnesses for number in witness.key_maps}
     ids.update(*proof.undecided)
     return _collect_problems(rules, source, target, proof), ids
 
@@ -444,42 +433,3 @@ def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
         notes=(list_names([problem.title for problem in problems]),) if problems else (),
         help=("please report this with both headers (`remapkit inspect CKPT --manifest FILE`)",),
     )
-
-
-# ------------------------------------------------------------------------------------------------ what is left
-
-
-def _write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Learned) -> Iterator[str]:
-    """Yield comments on what the author has to check or decide."""
-    for by in By:
-        fqns = [fqn for fqn, settled in learned.settled.items() if settled.by is by]
-        if fqns:
-            yield ""
-            yield f"# Values alone do not pair these (constants, bytes of several keys). Paired because {by.value}:"
-            yield from _write_families(source, fqns)
-    reasons = dict.fromkeys(each.by for each in learned.relations if each.by)
-    for reason in reasons:
-        yield ""
-        yield f"# Values alone do not decide these. Their operations were chosen because {escape_line(reason)}:"
-        made = [fqn for each in learned.relations if each.by == reason for fqn in each.targets]
-        yield from _write_families(target, made)
-    if learned.undecided:
-        yield ""
-        yield "# Values alone do not pair these (constants, bytes of several keys), and there is no other evidence:"
-        yield from _write_families(source, tuple(learned.undecided))
-    if learned.open_b:
-        yield "# Target keys with an equal in the source that no rule produces:"
-        yield from _write_families(target, learned.open_b)
-    for fqn, other in learned.unsaid.items():
-        yield f"# No rule can express this pair: {escape_line(fqn)} -> {escape_line(other)}"
-    for rest, header, what in ((learned.only_a, source, "source"), (learned.only_b, target, "target")):
-        if rest:
-            yield ""
-            count = f"{len(rest)} of {count_noun(len(header), 'key')}"
-            yield f"# In the {what} only, or changed by the conversion (fused, transposed, cast): {count}."
-            yield from _write_families(header, rest)
-
-
-def _write_families(header: StateDictSpec, fqns: Sequence[str]) -> Iterator[str]:
-    some = StateDictSpec({fqn: header[fqn] for fqn in fqns}, name=header.name)
-    yield from (f"#   {escape_line(family.pattern)}  # {len(family.fqns)}" for family in find_families(some))

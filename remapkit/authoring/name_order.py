@@ -38,7 +38,7 @@ def name_order(order: Array, size: int, dim: int, rank: int) -> tuple[OpText, ..
         cut: OpText = {"slice": {"dim": dim, "start": first, "stop": first + count}}
         rest = name_order(order - first, count, dim, rank)
         return None if rest is None else (cut, *rest)
-    if count == size:
+    if count == size and len(np.unique(order)) == size:
         for name in _NAMINGS:
             if (found := name(order, dim, rank)) is not None:
                 return (found,)

@@ -45,3 +45,5 @@ class Relation:
     count_dim: int = 0
     by: str = ""
     """What settled it, where the values alone leave it open: completes the phrase "because ..."."""
+    rounded: str = ""
+    """The dtype of A in which both are equal, where A has fewer digits than B; then the result is B rounded."""

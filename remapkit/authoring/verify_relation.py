@@ -102,19 +102,17 @@ def has_equal_bytes(made: Iterator[memoryview], wanted: Iterator[memoryview]) ->
 def _name_keys(relation: Relation) -> tuple[list[str], list[str]]:
     """Return the names of sources and targets in the rule that is run: a source that is read twice has one name."""
     first = {fqn: place for place, fqn in reversed(list(enumerate(relation.sources)))}
-    if relation.join == "stack":
-        sources = [f"s0.{place}" for place in range(len(relation.sources))]
-    elif relation.join and relation.count:
-        width = len(relation.sources) // relation.count
-        sources = [f"s{place % width}.{place // width}" for place in range(len(relation.sources))]
-    else:
-        sources = [f"s{first[fqn]}" for fqn in relation.sources]
-    if relation.cut == "unstack":
-        return sources, [f"t0.{place}" for place in range(len(relation.targets))]
-    if relation.cut and relation.count:
-        width = len(relation.targets) // relation.count
-        return sources, [f"t{place % width}.{place // width}" for place in range(len(relation.targets))]
-    return sources, [f"t{place}" for place in range(len(relation.targets))]
+    stacked = len(first) if relation.join == "stack" else relation.count if relation.join else 0
+    unstacked = len(relation.targets) if relation.cut == "unstack" else relation.count if relation.cut else 0
+    sources = _number_names("s", len(relation.sources), stacked) or [f"s{first[fqn]}" for fqn in relation.sources]
+    targets = _number_names("t", len(relation.targets), unstacked) or [f"t{n}" for n in range(len(relation.targets))]
+    return sources, targets
+
+
+def _number_names(letter: str, number: int, count: int) -> list[str]:
+    """Return names of `count` groups with the index of the group, [] if nothing is counted."""
+    width = number // count if count else 0
+    return [f"{letter}{place % width}.{place // width}" for place in range(number)] if width else []
 
 
 def _compile_rule(relation: Relation) -> CompiledRules | None:
@@ -131,47 +129,41 @@ def _compile_rule(relation: Relation) -> CompiledRules | None:
 
 def _write_sources(relation: Relation) -> dict[str, object]:
     sources, _ = _name_keys(relation)
-    before = relation.before or ((),) * len(sources)
     if relation.join == "stack":
-        stack = {"dim": relation.dim, "by": "e", "count": len(sources)}
-        return {"path": "s0.{e:int}", "stack": stack}
+        return {"path": "s0.{e:int}", "stack": {"dim": relation.dim, "by": "e", "count": len(sources)}}
     if relation.join == "concat":
-        found: dict[str, object] = {}
-        suffix, width = "", len(sources)
-        if relation.count:
-            width //= relation.count
-            suffix = ".{e:int}"
-            found["stack"] = {"dim": relation.count_dim, "by": "e", "count": relation.count}
-        names = [name.partition(".")[0] + suffix for name in sources[:width]]
-        parts = [_add_ops("path", name, ops) for name, ops in zip(names, before, strict=False)]
-        concat: dict[str, object] = {"dim": relation.dim, "from": parts}
-        if relation.sizes:
-            concat["sizes"] = list(relation.sizes)
-        return {"concat": concat, **found}
+        concat, counted = _write_parts(relation, ("from", "path"), sources, relation.before, "{e:int}")
+        return {"concat": concat, **({"stack": counted} if counted else {})}
     return {"path": "s0"}
 
 
 def _write_targets(relation: Relation) -> dict[str, object]:
     _, targets = _name_keys(relation)
-    after = relation.after or ((),) * len(targets)
     if relation.cut == "unstack":
         return {"unstack": {"dim": relation.dim, "by": "e", "count": len(targets)}, "to": "t0.{e}"}
     if relation.cut == "copy":
+        after = relation.after or ((),) * len(targets)
         return {"copy": [_add_ops("to", name, ops) for name, ops in zip(targets, after, strict=True)]}
     if relation.cut == "split":
-        found: dict[str, object] = {}
-        suffix, width = "", len(targets)
-        if relation.count:
-            width //= relation.count
-            suffix = ".{e}"
-            found["unstack"] = {"dim": relation.count_dim, "by": "e", "count": relation.count}
-        names = [name.partition(".")[0] + suffix for name in targets[:width]]
-        parts = [_add_ops("to", name, ops) for name, ops in zip(names, after, strict=False)]
-        split: dict[str, object] = {"dim": relation.dim, "into": parts}
-        if relation.sizes:
-            split["sizes"] = list(relation.sizes)
-        return {"split": split, **found}
+        split, counted = _write_parts(relation, ("into", "to"), targets, relation.after, "{e}")
+        return {"split": split, **({"unstack": counted} if counted else {})}
     return {"to": "t0"}
+
+
+def _write_parts(
+    relation: Relation, fields: tuple[str, str], names: Sequence[str], ops: Sequence[Sequence[OpText]], index: str
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Return a concat or a split, and what counts its groups."""
+    width = len(names) // (relation.count or 1)
+    suffix = f".{index}" if relation.count else ""
+    each = ops or ((),) * len(names)
+    parts = [
+        _add_ops(fields[1], name.partition(".")[0] + suffix, own)
+        for name, own in zip(names[:width], each, strict=False)
+    ]
+    sizes = {"sizes": list(relation.sizes)} if relation.sizes else {}
+    counted = {"dim": relation.count_dim, "by": "e", "count": relation.count} if relation.count else {}
+    return {"dim": relation.dim, fields[0]: parts, **sizes}, counted
 
 
 def _add_ops(field: str, name: str, ops: Sequence[OpText]) -> object:

@@ -9,6 +9,7 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names, show_key
+from remapkit.patterns.literals import read_word
 from remapkit.plans.moves import Move, describe_sources
 from remapkit.plans.roots import advise_roots
 from remapkit.rules.model import AMBIGUITY_HELP, CompiledRules, Match
@@ -206,7 +207,7 @@ def report_unused_entries(
         for table in rules.file.tables
         if table.name.value in tables
         for entry in table.entries
-        if (table.name.value, entry.key.value) not in seen
+        if (table.name.value, (read_word(entry.key, "key", []) or entry.key).value) not in seen
     ]
     help = ("remove it unless other checkpoints of this layout need it",)
     found = [

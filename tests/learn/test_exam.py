@@ -84,11 +84,11 @@ def test_without_the_replay_the_exam_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_the_proof_the_exam_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examples, "_find_problems", lambda rules, source, target: ([], set()))
-    found = failing((7, 10, 34))
+    found = failing((10, 16, 34))
     assert len(found) == 3 and all("two keys map to one target" in each[0] for each in found.values())
+    # This one needs no proof: no group of keys shows the arithmetic that would join them.
     a = {fqn: value(number) for number, fqn in enumerate(RAGGED)}
-    with pytest.raises(AssertionError):
-        said(a, {RAGGED[fqn]: tensor for fqn, tensor in a.items()})
+    assert len(said(a, {RAGGED[fqn]: tensor for fqn, tensor in a.items()}).pairs) == len(RAGGED)
 
 
 RAGGED = {"i.4.skip": "d.1.r", "i.3.op": "d.0.s", "i.6.op": "d.1.s"}

@@ -199,7 +199,7 @@ def make_sides(name: str, fill: Callable[[tuple[int, ...], int], Tensor]) -> Sid
     a = {}
     for fqn, spec in keys.items():
         number = next((int(part) for part in fqn.split(".") if part.isdigit()), 0)
-        if number < 2 or name.endswith(("_vae", "_vae_diffusers")):
+        if number < 2 or "vae" in name or name.startswith("wan22"):
             shape = tuple(size // 16 if size >= 64 else size for size in spec.shape)
             a[fqn] = fill(shape, len(a))
     return a, {fqn: tensor.contiguous() for fqn, tensor in rules(a).items()}
@@ -282,7 +282,7 @@ def test_the_number_of_steps_is_bounded() -> None:
     a = {f"x.{n}": random(3, 4, seed=n) for n in range(20)}
     b = {f"y.{n}": random(3, 4, seed=n).T.contiguous() for n in range(20)}
     found = find(a, b, limit=10)
-    assert found.steps <= 50
+    assert found.steps <= 10
     assert "too many steps" in found.open_b["y.19"]
     assert judge(find(a, b), a, b) == set(b)
 

@@ -27,6 +27,7 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 SPEC = TensorSpec("F32", (2,))
 words = st.sampled_from(["0", "1", "2", "3", "10", "q", "k", "norm", "weight", "bias", "", "a|b", "{x}", "é"])
 keys = st.lists(words, min_size=1, max_size=4).map(".".join).filter(bool)
+marked = st.sampled_from(["\0{", "\0#{0}", "\0=", "\0|", "\0"])
 renamings = st.dictionaries(keys, keys, min_size=1, max_size=25).map(
     lambda found: {source: target for target, source in {target: source for source, target in found.items()}.items()}
 )
@@ -58,6 +59,14 @@ def test_a_key_without_an_example_goes_nowhere_that_is_not_there(pairs: dict[str
     rules = learned(pairs, left)
     targets = set(pairs.values())
     assert all(len(found) <= 1 and set(found) <= targets for found in said(rules, left).values())
+
+
+@given(st.dictionaries(keys | st.lists(words | marked, min_size=1, max_size=3).map(".".join), keys, min_size=1))
+def test_names_with_the_character_that_marks_our_own_words_are_keys_like_others(found: dict[str, str]) -> None:
+    pairs = {source: target for target, source in {target: source for source, target in found.items()}.items()}
+    pairs = {source: target for source, target in pairs.items() if source} or {"a": "b"}
+    rules = learned(pairs)
+    assert said(rules, pairs) == {source: [target] for source, target in pairs.items()}, rules.file.source.text
 
 
 def test_a_planted_wrong_formula_does_not_get_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "entries of any table",
         "plans/problems.py",
-        "if (table.name.value, entry.key.value) not in seen",
+        'if (table.name.value, (read_word(entry.key, "key", []) or entry.key).value) not in seen',
         "if entry.key.value not in {key for _, key in seen}",
         "an entry is used in its own table",
         PLAN,

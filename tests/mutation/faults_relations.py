@@ -74,8 +74,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "no limit",
         "authoring/find_relations.py",
-        "return self.steps <= self._limit",
-        "return True",
+        "if self.steps + count > self._limit:",
+        "if False:",
         "the search ends after a number of steps",
         RELATIONS,
     ),

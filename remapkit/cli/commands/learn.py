@@ -99,8 +99,9 @@ def _dump_learned(learned: Learned) -> dict[str, object]:
         "only_a": list(learned.only_a),
         "only_b": list(learned.only_b),
         "unsaid": dict(learned.unsaid),
+        "reasons": dict(learned.reasons),
         "relations": [
-            {"sources": list(each.sources), "targets": list(each.targets), "by": each.by}
+            {"sources": list(each.sources), "targets": list(each.targets), "by": each.by, "rounded": each.rounded}
             for each in learned.relations
         ],
     }

@@ -1,0 +1,111 @@
+"""Learned from two or three layers, right for forty: any index, and counted ones where indices are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_find_relations import make_sides, random
+from torch import Tensor
+
+import remapkit
+
+Sides = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def learn_from(sides: Sides, folder: Path) -> Path:
+    for side, name in zip(sides, "ab", strict=True):
+        save_file({fqn: tensor.contiguous().clone() for fqn, tensor in side.items()}, folder / f"{name}.safetensors")
+    report = remapkit.learn(folder / "a.safetensors", folder / "b.safetensors", folder / "t.yaml")
+    assert not report.learned.only_a and not report.learned.only_b, report.text
+    return folder / "t.yaml"
+
+
+def hold_against(pack: Path, sides: Sides) -> None:
+    made = remapkit.load(pack)(sides[0])
+    assert set(made) == set(sides[1])
+    assert [fqn for fqn, tensor in made.items() if not torch.equal(tensor, sides[1][fqn])] == []
+
+
+def last_flipped(n: int) -> Sides:
+    a = {f"blocks.{i}.{leaf}": random(4, 3, seed=9 * i + k) for i in range(n) for k, leaf in enumerate("wqb")}
+    b = {fqn.replace("blocks", "h"): tensor for fqn, tensor in a.items()}
+    b[f"h.{n - 1}.w"] = a[f"blocks.{n - 1}.w"].flip(0)
+    return a, b
+
+
+def last_renamed(n: int) -> Sides:
+    a = {f"net.layers.{i}.w": random(4, 3, seed=i) for i in range(n)}
+    return a, {f"h.{i + 1}.{'last' if i == n - 1 else 'w'}": tensor for i, tensor in enumerate(a.values())}
+
+
+def reversed_and_turned(n: int) -> Sides:
+    a = {f"up.{i}.w": random(4, 3, seed=i) for i in range(n)}
+    return a, {f"up_blocks.{n - 1 - i}.weight": tensor.T for i, tensor in enumerate(a.values())}
+
+
+def shifted(n: int) -> Sides:
+    a = {f"layers.{i}.{leaf}": random(4, 3, seed=2 * i + (leaf == "v")) for i in range(n) for leaf in "wv"}
+    return a, {f"h.{int(fqn.split('.')[1]) + 3}.{fqn[-1]}": tensor for fqn, tensor in a.items()}
+
+
+def first_differs(n: int) -> Sides:
+    a = {f"layers.{i}.w": random(4, 3, seed=i) for i in range(n)}
+    b = {f"h.{i}.w": tensor.T if i else tensor for i, tensor in enumerate(a.values())}
+    return a, b
+
+
+@pytest.mark.parametrize("make", [last_flipped, last_renamed, reversed_and_turned, shifted, first_differs])
+def test_a_file_learned_from_three_layers_is_right_for_forty(make: Callable[[int], Sides], tmp_path: Path) -> None:
+    pack = learn_from(make(3), tmp_path)
+    for depth in (3, 4, 40):
+        hold_against(pack, make(depth))
+
+
+def test_of_two_layers_neither_is_the_exception(tmp_path: Path) -> None:
+    text = learn_from(last_flipped(2), tmp_path).read_text()
+    assert "count:" not in text and "'blocks.0.w'" in text and "'blocks.1.w'" in text
+
+
+def test_a_hole_is_not_a_last_layer(tmp_path: Path) -> None:
+    a, b = last_flipped(4)
+    b["h.1.w"], b["h.3.w"] = a["blocks.1.w"].flip(0), a["blocks.3.w"]
+    assert "count:" not in learn_from((a, b), tmp_path).read_text()
+
+
+def test_an_index_that_can_be_read_in_two_ways_is_not_counted(tmp_path: Path) -> None:
+    a = {f"l.{i}.w": random(4, 3, seed=i) for i in range(3)}
+    b = {"h.0.w": a["l.0.w"], "h.1.w": a["l.1.w"], "h.2.2": a["l.2.w"].T}
+    assert "count:" not in learn_from((a, b), tmp_path).read_text()
+
+
+# ------------------------------------------------------------------------------------------------ real layouts
+
+REAL = ("llama_hf", "llama_meta", "gpt2_hf", "gpt2_nanogpt", "vit_hf", "vit_timm", "wan21_dit", "wan21_dit_diffusers")
+
+
+def deepen(side: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Return a side with as many layers, each with other values; the first number of a key is that of its layer."""
+    found: dict[str, Tensor] = {}
+    for fqn, tensor in side.items():
+        words = fqn.split(".")
+        place = next((place for place, word in enumerate(words) if word.isdigit()), None)
+        is_layer = place is not None and words[place - 1] in ("layers", "h", "blocks")
+        for n in range(depth) if is_layer else (None,):
+            name = fqn if n is None else ".".join((*words[:place], str(n), *words[place + 1 :]))  # type: ignore[misc]
+            found[name] = tensor if n is None else tensor + n
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_layout_of_two_layers_teaches_forty(name: str, tmp_path: Path) -> None:
+    a, b = make_sides(name, lambda shape, n: random(*shape, seed=n))
+    pack = learn_from((a, b), tmp_path)
+    params = {"hidden": 256} if name.startswith("llama") else None
+    deep = deepen(a, 40)
+    assert len(deep) > 10 * len(a) or name == "wan21_dit"
+    hold_against(pack, (deep, remapkit.load(name, params=params)(deep)))
