@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remapkit.api.apply import Written, apply
-from remapkit.api.identify import describe_distance, identify_header
+from remapkit.api.identify import Identification, describe_distance, identify_header
 from remapkit.api.inputs import Keys
 from remapkit.api.ruleset import Config, RuleSet, checked, load
 from remapkit.authoring.invert import list_lost
@@ -64,6 +64,7 @@ def convert(
     output: OutputsLike | None = None,
     *,
     via: Sequence[str] = (),
+    from_layout: str | None = None,
     to_format: str | None = None,
     dry_run: bool = False,
     dtype: str | None = None,
@@ -98,6 +99,7 @@ def convert(
         target: The layout to write: a name that installed packs give it, such as `wan22-vae/diffusers`.
         output: The file to write; see `apply`.
         via: Layouts or packs that the route must pass, in this order.
+        from_layout: The layout of `source`, where names and shapes leave several open.
         partial: Accept a checkpoint that lacks known keys, and a route on which something is lost.
         with_files: Copy the files beside the weights of a folder (config, tokenizer), unchanged.
         params, config: Values for the params of the packs on the route; each takes those that it has.
@@ -111,8 +113,8 @@ def convert(
         `Converted`. Its `diagnostics` are logged too (logger `remapkit`).
 
     Raises:
-        UsageError: A layout that no pack names, a checkpoint whose layout is not known or is the target's, no route
-            or several different ones.
+        UsageError: A layout that no pack names, a checkpoint whose layout is not known, is left open or is the
+            target's, no route or several different ones.
         FailedCheck: A route that loses something, without `partial`; and what `apply` raises. Nothing was written.
 
     >>> import pathlib, tempfile, torch
@@ -126,10 +128,10 @@ def convert(
     """
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
     graph = _Graph.read()
-    end = graph.find_target(target)
+    end = graph.find_named(target)
     graph.check_via(via)
     with open_source(source, options) as reader:
-        fit = graph.choose_start(reader.header(), end)
+        fit = graph.choose_start(reader.header(), end, from_layout)
         if fit.root:
             root = ".".join(part for part in (root or "", fit.root) if part not in ("", "."))
             header = rename_reader(reader, fit.root).header()
@@ -209,8 +211,8 @@ class _Graph:
         layouts = list_layouts(packs)
         return cls(layouts, list_steps(packs, layouts))
 
-    def find_target(self, name: str) -> str:
-        """Return the name of the layout to write; raises `UsageError` (RK660) with the nearest name."""
+    def find_named(self, name: str) -> str:
+        """Return the name of a layout; raises `UsageError` (RK660) with the nearest name."""
         if (layout := find_layout(name, self.layouts)) is not None:
             return layout.name
         names = [each for layout in self.layouts for each in (layout.name, *layout.aliases)]
@@ -229,25 +231,23 @@ class _Graph:
                     Diagnostic("RK660", f"--via {word}: no layout and no pack has this name", help=(help,))
                 )
 
-    def choose_start(self, header: StateDictSpec, end: str) -> LayoutFit:
-        """Return the layout to convert, under its root; raises `UsageError` (RK663, RK664) if that is not one."""
-        found = identify_header(header)
+    def choose_start(self, header: StateDictSpec, end: str, named: str | None) -> LayoutFit:
+        """Return the layout to convert, under its root: the `named` one, else the only one that it can be.
+
+        Raises `UsageError`: RK663 or RK664 if that is not one to convert, RK674 if names and shapes leave several.
+        """
+        start = None if named is None else self.find_named(named)
+        if start == end:
+            raise UsageError(Diagnostic("RK664", f"--from-layout {named} and --to {end} are one layout"))
+        found = identify_header(header, layout=start)
         place = header.name
-        if found.adapters:
-            what = join_words(each.layout for each in found.adapters)
-            title = f"{place} is an adapter (LoRA) of {what}: packs convert the weights of models"
-            raise UsageError(
-                Diagnostic("RK663", title, help=("convert the model, and merge or load the adapter there",))
-            )
         if not found.layouts:
-            near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
-            title = f"no installed pack knows the layout of {place}"
-            help: tuple[str, ...] = (
-                "`remapkit new` starts a rule file for it",
-                "or name the rules yourself: remapkit apply RULES CKPT",
-            )
-            raise UsageError(Diagnostic("RK663", title, help=help, notes=near))
+            raise UsageError(_report_unknown(found, start))
         reaching = [fit for fit in found.layouts if fit.layout != end and self.reaches(fit.layout, end)]
+        for fit in reaching:
+            open_ = [other.layout for other in found.layouts if other.root == fit.root]
+            if len(open_) > 1:
+                raise UsageError(_report_open(place, open_, fit.root))
         if len(reaching) == 1:
             return reaching[0]
         places = tuple(f"{fit.layout}{f' under root {fit.root!r}' if fit.root else ''}" for fit in found.layouts)
@@ -290,6 +290,31 @@ class _Graph:
                 )
         title = f"no route leads from {start} to {end}{f' via {join_words(via)}' if via else ''}"
         raise UsageError(Diagnostic("RK661", title, help=("see `remapkit packs --graph`",)))
+
+
+def _report_unknown(found: Identification, start: str | None) -> Diagnostic:
+    """Report a checkpoint that is an adapter, or of which no layout is known, or that is not in the one named."""
+    if found.adapters:
+        what = join_words(each.layout for each in found.adapters)
+        title = f"{found.name} is an adapter (LoRA) of {what}: packs convert the weights of models"
+        return Diagnostic("RK663", title, help=("convert the model, and merge or load the adapter there",))
+    near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
+    if start is not None:
+        title = f"{found.name} does not have the names of {start}"
+        return Diagnostic("RK663", title, help=("`remapkit identify` says what it is",), notes=near)
+    title = f"no installed pack knows the layout of {found.name}"
+    help = (
+        "`remapkit new` starts a rule file for it",
+        "or name the rules yourself: remapkit apply RULES CKPT",
+    )
+    return Diagnostic("RK663", title, help=help, notes=near)
+
+
+def _report_open(place: str, layouts: Sequence[str], root: str) -> Diagnostic:
+    """Report that names and shapes are those of several layouts: the values may differ, so that none is guessed."""
+    under = f" under root {root!r}" if root else ""
+    title = f"{place} can be {join_words(layouts, 4, 'or')}{under}: names and shapes do not say which"
+    return Diagnostic("RK674", title, help=("if you know which, say it: --from-layout LAYOUT",))
 
 
 def _choose_route(
