@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.apply import Written, apply
+from remapkit.api.apply import Written, apply, choose_outputs
 from remapkit.api.identify import Identification, describe_distance, identify_header
 from remapkit.api.inputs import Keys
 from remapkit.api.ruleset import Config, RuleSet, checked, load
@@ -37,6 +37,7 @@ from remapkit.rulefile.read import read
 from remapkit.sources.declared import find_model_manifest
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
+from remapkit.sources.parts import find_only_path
 from remapkit.tensors.spec import StateDictSpec
 from remapkit.write.beside import CopiesBeside, list_beside
 from remapkit.write.outputs import OutputsLike, read_outputs
@@ -127,19 +128,24 @@ def convert(
     'wan22-vae/upstream -> wan22-vae/diffusers (wan22_vae)'
     """
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    files = list_beside(source)
     graph = _Graph.read()
     end = graph.find_named(target)
     graph.check_via(via)
     with open_source(source, options) as reader:
         fit = graph.choose_start(reader.header(), end, from_layout)
-        if fit.root:
+        if fit.lost:
+            output = output if output is not None or dry_run else str(choose_outputs(source, None, to_format)[0].file)
+            source = _mount(source, fit.lost)
+            with open_source(source, options) as mounted:
+                header = mounted.header()
+        elif fit.root:
             root = ".".join(part for part in (root or "", fit.root) if part not in ("", "."))
             header = rename_reader(reader, fit.root).header()
         else:
             header = reader.header()
     route, rules = _choose_route(graph.find_routes(fit.layout, end, via), header, params, config)
     notes = [*_note_root(fit), *_refuse_losses(rules, header, partial=partial)]
-    files = list_beside(source)
     copying = with_files and not dry_run
     with CopiesBeside(files if copying else (), _find_folder(output), force=force) as copies:
         written = apply(
@@ -179,7 +185,19 @@ def _find_folder(output: OutputsLike | None) -> Path:
     return Path(str(outputs[0].file)).parent if outputs else Path()
 
 
+def _mount(source: SourceLike, prefix: str) -> SourceLike:
+    """Return the source with a prefix in front of its names; raises `UsageError` (RK663) if it is several files."""
+    path = find_only_path(source)
+    if path is None or "{" in str(path):
+        title = f"the names of this layout begin with {prefix!r}, and those of the source do not"
+        raise UsageError(Diagnostic("RK663", title, help=(f"put it before the name of the file, {prefix}=FILE",)))
+    return {prefix: path}
+
+
 def _note_root(fit: LayoutFit) -> list[Diagnostic]:
+    if fit.lost:
+        title = f"{count_noun(fit.keys, 'key')} are those of {fit.layout} with {fit.lost!r} in front: it was added"
+        return [Diagnostic("RK414", title, severity=Severity.NOTE)]
     if not fit.root:
         return []
     title = f"{count_noun(fit.keys, 'key')} of {fit.layout} were found under root {fit.root!r}: it was taken"

@@ -109,7 +109,7 @@ def describe_layout(found: Identification) -> Iterator[str]:
         return
     yield f"{found.name}: no installed pack knows this layout ({count_noun(found.tensors, 'tensor')})"
     for fit in found.near:
-        under = f" under root {fit.root!r}" if fit.root else ""
+        under = f" under root {fit.root!r}" if fit.root else f" without the prefix {fit.lost!r}" if fit.lost else ""
         yield f"near: {fit.layout}{under}: {describe_distance(fit)}"
 
 
@@ -123,6 +123,7 @@ def _describe_fit(fit: LayoutFit, found: Identification) -> str:
     if fit.verdict is Verdict.OTHER_SIZE and fit.shapes and not few:
         details.append(f"{count_noun(len(fit.shapes), 'name')} with another shape")
     details += [f"under root {fit.root!r}"] if fit.root else []
+    details += [f"without the prefix {fit.lost!r}"] if fit.lost else []
     details += [f"{count_noun(fit.outside, 'key')} outside it"] if fit.outside else []
     if fit.scales:
         details.append(f"quantised: {count_noun(found.scaled, 'weight')} with {count_noun(fit.scales, 'companion')}")
@@ -135,6 +136,8 @@ def _describe_next(fit: LayoutFit) -> Iterator[str]:
     if targets := find_targets(fit.layout):
         scaled = ", if its scales can be taken along" if fit.scales else ""
         yield f"can become {join_words(targets)}{scaled}: remapkit convert CKPT --to LAYOUT"
+    if fit.lost and fit.packs:
+        yield f"for `apply`, put the prefix before the name of the file: {fit.lost}=FILE"
 
 
 def _describe_adapter(adapter: AdapterFit, found: Identification) -> str:
@@ -180,6 +183,7 @@ def _dump_fit(fit: LayoutFit) -> dict[str, object]:
         "layout": fit.layout,
         "verdict": fit.verdict.name.lower(),
         "root": fit.root,
+        "lost": fit.lost,
         "keys": fit.keys,
         "outside": fit.outside,
         "missing": list(fit.missing),

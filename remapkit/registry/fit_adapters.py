@@ -1,4 +1,4 @@
-"""Fit an adapter (LoRA) to the layouts of the installed packs: by its modules, in the form in which they are named."""
+"""Fit an adapter (LoRA) to the layouts of the installed packs: by its modules, in the form in which it names them."""
 
 from __future__ import annotations
 

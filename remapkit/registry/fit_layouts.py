@@ -65,6 +65,8 @@ class LayoutFit:
     numbers: int = 0
     """How many names the checkpoint and the layout's manifest do not have in common, numbers counted."""
     contradicts: tuple[Contradiction, ...] = ()
+    lost: str = ""
+    """The prefix that the names of the layout have, and those of the checkpoint lack."""
 
     @property
     def fits(self) -> bool:
@@ -111,9 +113,10 @@ def fit_layouts(header: StateDictSpec, layout: str | None = None) -> LayoutFits:
     rough = fit_candidates(list(judge.tensors), candidates)
     fits: list[LayoutFit] = []
     for judge_root in (judge.find_exact, judge.find_parts):
-        for root in dict.fromkeys(each.root for each in rough if each.is_part):
+        for root, lost in dict.fromkeys((each.root, each.lost) for each in rough if each.is_part):
             if not any(_overlaps(root, fit.root) for fit in fits):
-                fits += judge_root([each for each in rough if each.is_part and each.root == root])
+                here = [each for each in rough if each.is_part and (each.root, each.lost) == (root, lost)]
+                fits += judge_root(here)
     near = {} if fits else {fit.candidate.layout: fit for fit in reversed(rough)}
     nearest = sorted(near.values(), key=lambda fit: fit.rank)[:MAX_NEAR]
     return LayoutFits(tuple(fits), near=tuple(map(judge.measure, nearest)), scaled=tuple(judge.scaled))
@@ -160,8 +163,8 @@ class _Judge:
 
     def find_exact(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
         """Return the layouts that have exactly the names and shapes under a root, which all of `rough` are about."""
-        root = rough[0].root
-        inside = self._cut(root)
+        place = rough[0]
+        inside = self._cut(place)
         counts = Counter(map(mask_indices, inside))
         alike = {
             number: [manifest for manifest in each.candidate.manifests.values() if manifest.counts == counts]
@@ -170,8 +173,8 @@ class _Judge:
         if not any(alike.values()):
             return []
         equal = _Difference((), (), ())
-        if any(self._is_packed(root, fqn) for fqn in inside):
-            is_equal = lambda manifest: self._compare(manifest, root, inside) == equal  # noqa: E731
+        if any(self._is_packed(place, fqn) for fqn in inside):
+            is_equal = lambda manifest: self._compare(manifest, place, inside) == equal  # noqa: E731
         else:
             digest = digest_tensors(inside)
             is_equal = lambda manifest: manifest.digest == digest  # noqa: E731
@@ -185,7 +188,7 @@ class _Judge:
         ones whose equal dimensions are equal here, if there are any. They are found without reading all manifests:
         how many names of each kind there are says how many must differ at least.
         """
-        inside = self._cut(rough[0].root)
+        inside = self._cut(rough[0])
         counts = Counter(map(mask_indices, inside))
         ordered = sorted(
             (
@@ -201,7 +204,7 @@ class _Judge:
         for least, number, manifest in ordered:
             if judged == MAX_JUDGED or (best is not None and least > best):
                 break
-            if (differs := self._compare(manifest, rough[number].root, inside)) is None:
+            if (differs := self._compare(manifest, rough[number], inside)) is None:
                 continue
             judged += 1
             distance = differs.numbers + len(differs.shapes)
@@ -224,10 +227,10 @@ class _Judge:
 
     def measure(self, rough: RootFit) -> LayoutFit:
         """Return how far off a candidate is that fits nowhere."""
-        inside = self._cut(rough.root)
+        inside = self._cut(rough)
         counts = Counter(map(mask_indices, inside))
         nearest = min(rough.candidate.manifests.values(), key=lambda manifest: _count_least(counts, manifest))
-        differs = self._compare(nearest, rough.root, inside) or _Difference((), (), ())
+        differs = self._compare(nearest, rough, inside) or _Difference((), (), ())
         here = set(map(mask_indices, inside))
         lacking = tuple(sorted(rough.candidate.kinds - here))
         strangers = tuple(fqn for fqn in inside if mask_indices(fqn) not in rough.candidate.kinds)
@@ -236,9 +239,10 @@ class _Judge:
             rough, Verdict.NEAR, replace(differs, missing=lacking, foreign=strangers), differs.numbers
         )
 
-    def _cut(self, root: str) -> dict[str, TensorSpec]:
-        prefix = f"{root}." if root else ""
-        return {fqn[len(prefix) :]: spec for fqn, spec in self.tensors.items() if fqn.startswith(prefix)}
+    def _cut(self, place: RootFit) -> dict[str, TensorSpec]:
+        prefix = f"{place.root}." if place.root else ""
+        inside = ((fqn, spec) for fqn, spec in self.tensors.items() if fqn.startswith(prefix))
+        return {f"{place.lost}{fqn[len(prefix) :]}": spec for fqn, spec in inside}
 
     def _make_fit(
         self, rough: RootFit, verdict: Verdict, differs: _Difference, numbers: int | None = None
@@ -253,17 +257,19 @@ class _Judge:
             rough.keys,
             self._size - rough.keys - scales,
             differs.missing,
-            differs.foreign,
+            tuple(fqn.removeprefix(rough.lost) for fqn in differs.foreign),
             differs.shapes,
             scales,
             differs.numbers if numbers is None else numbers,
             differs.contradicts,
+            rough.lost,
         )
 
-    def _is_packed(self, root: str, fqn: str) -> bool:
-        return bool(self.packed) and (f"{root}.{fqn}" if root else fqn) in self.packed
+    def _is_packed(self, place: RootFit, fqn: str) -> bool:
+        own = fqn.removeprefix(place.lost)
+        return bool(self.packed) and (f"{place.root}.{own}" if place.root else own) in self.packed
 
-    def _compare(self, manifest: Manifest, root: str, inside: Mapping[str, TensorSpec]) -> _Difference | None:
+    def _compare(self, manifest: Manifest, place: RootFit, inside: Mapping[str, TensorSpec]) -> _Difference | None:
         """Compare with a manifest; None if it cannot be read, because it was removed meanwhile."""
         if manifest.digest not in self._read:
             read = _read_manifest(manifest)
@@ -271,7 +277,7 @@ class _Judge:
         if (found := self._read[manifest.digest]) is None:
             return None
         known, relations = found
-        packed = {fqn for fqn in inside if self._is_packed(root, fqn)}
+        packed = {fqn for fqn in inside if self._is_packed(place, fqn)}
         shapes = (fqn for fqn, spec in known.items() if fqn in inside and inside[fqn].shape != spec.shape)
         return _Difference(
             tuple(fqn for fqn in known if fqn not in inside),
