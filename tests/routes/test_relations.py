@@ -56,7 +56,11 @@ def test_a_layout_is_contradicted_in_none_of_its_sizes(data: st.DataObject, name
     known = {fqn: spec.shape for fqn, spec in MANIFESTS[name].items()}
     distinct = sorted({size for shape in known.values() for size in shape})
     sizes = dict(
-        zip(distinct, data.draw(st.lists(st.integers(1, 9), min_size=len(distinct), max_size=len(distinct))))
+        zip(
+            distinct,
+            data.draw(st.lists(st.integers(1, 9), min_size=len(distinct), max_size=len(distinct))),
+            strict=True,
+        )
     )
     more = data.draw(st.integers(0, 3))
     made = make(scale(known, sizes, lambda n: [n, n + more]))
@@ -210,7 +214,8 @@ def square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "keys.json").write_text(json.dumps(entry))
     files = []
     for name, one, other in (("there", "m/a", "m/b"), ("back", "m/b", "m/a")):
-        text = f"remapkit: 1\nname: {name}\nfrom: {one}\nto: {other}\nsource: {{keys: keys.json}}\ntarget: {{keys: keys.json}}\n"
+        text = f"remapkit: 1\nname: {name}\nfrom: {one}\nto: {other}\n"
+        text += "source: {keys: keys.json}\ntarget: {keys: keys.json}\n"
         (tmp_path / f"{name}.yaml").write_text(text + "rules: [{id: w, path: w, ops: [transpose], to: w}]\n")
         files.append(layouts.PackFile(name, tmp_path / f"{name}.yaml", "test"))
     monkeypatch.setattr(layouts, "packs", lambda: tuple(files))
