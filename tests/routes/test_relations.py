@@ -70,6 +70,13 @@ def test_a_layout_is_contradicted_in_none_of_its_sizes(data: st.DataObject, name
         assert relations.has_equal(made)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_a_square_matrix_says_nothing(shape: tuple[int, int]) -> None:
+    known = Relations(make({"h.0.weight": (4, 4), "h.0.bias": (4,)}))
+    assert list(known.list_contradictions(make({"h.7.weight": shape, "h.7.bias": (5,)}))) == []
+    assert len(list(known.list_contradictions(make({"h.7.weight": shape, "h.7.bias": (4,)})))) == 1
+
+
 def build(name: str, draw: Callable[[st.SearchStrategy[int]], int]) -> dict[str, tuple[int, ...]]:
     """The shapes of a model of a random size, as its own library builds it."""
     import transformers
