@@ -32,7 +32,13 @@ from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.plans.roots import choose_root, probe_root, take_root
-from remapkit.plans.target_check import TargetCheck, check_declared_target, report_other_size, skip_target_check
+from remapkit.plans.target_check import (
+    TargetCheck,
+    check_declared_target,
+    report_contradictions,
+    report_other_sizes,
+    skip_target_check,
+)
 from remapkit.registry.identify import hint_layout
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.joined import JoinedReader, refuse_contradictions
@@ -240,7 +246,9 @@ def _check_target(
     target = named.read()
     lacking: list[Diagnostic] = []
     if target is not None:
-        held = TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact")
+        known = read_declared_source(rules.file)
+        notes = tuple(report_contradictions(plan, known)) if known is not None else ()
+        held = TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact", notes)
     else:
         known = read_declared_source(rules.file)
         lacking = check_known_keys(rules, plan, known) if known is not None and not partial else []
@@ -248,7 +256,7 @@ def _check_target(
         partial = partial or bool(lacking) or bool(plan.problems)
         held = _check_declared(rules, plan, declared_target, partial=partial, strict_dtype=strict_dtype)
         if held.how == "no" and known is not None and is_another_size(plan.source, known):
-            held = replace(held, notes=(*held.notes, report_other_size(plan, known, None)))
+            held = replace(held, notes=(*held.notes, *report_other_sizes(plan, known, None)))
     problems = held.problems if held.check is not None else plan.problems
     if problems or lacking:
         raise FailedCheck(hint_layout([*problems, *lacking], plan.source, rules.name))

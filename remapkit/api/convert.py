@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.apply import Written, apply
-from remapkit.api.identify import describe_distance, identify_header
+from remapkit.api.apply import Written, apply, choose_outputs
+from remapkit.api.identify import Identification, describe_distance, identify_header
 from remapkit.api.inputs import Keys
 from remapkit.api.ruleset import Config, RuleSet, checked, load
 from remapkit.authoring.invert import list_lost
@@ -37,6 +37,7 @@ from remapkit.rulefile.read import read
 from remapkit.sources.declared import find_model_manifest
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
+from remapkit.sources.parts import find_only_path
 from remapkit.tensors.spec import StateDictSpec
 from remapkit.write.beside import CopiesBeside, list_beside
 from remapkit.write.outputs import OutputsLike, read_outputs
@@ -64,6 +65,7 @@ def convert(
     output: OutputsLike | None = None,
     *,
     via: Sequence[str] = (),
+    from_layout: str | None = None,
     to_format: str | None = None,
     dry_run: bool = False,
     dtype: str | None = None,
@@ -98,6 +100,7 @@ def convert(
         target: The layout to write: a name that installed packs give it, such as `wan22-vae/diffusers`.
         output: The file to write; see `apply`.
         via: Layouts or packs that the route must pass, in this order.
+        from_layout: The layout of `source`, where names and shapes leave several open.
         partial: Accept a checkpoint that lacks known keys, and a route on which something is lost.
         with_files: Copy the files beside the weights of a folder (config, tokenizer), unchanged.
         params, config: Values for the params of the packs on the route; each takes those that it has.
@@ -111,8 +114,8 @@ def convert(
         `Converted`. Its `diagnostics` are logged too (logger `remapkit`).
 
     Raises:
-        UsageError: A layout that no pack names, a checkpoint whose layout is not known or is the target's, no route
-            or several different ones.
+        UsageError: A layout that no pack names, a checkpoint whose layout is not known, is left open or is the
+            target's, no route or several different ones.
         FailedCheck: A route that loses something, without `partial`; and what `apply` raises. Nothing was written.
 
     >>> import pathlib, tempfile, torch
@@ -125,19 +128,24 @@ def convert(
     'wan22-vae/upstream -> wan22-vae/diffusers (wan22_vae)'
     """
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    files = list_beside(source)
     graph = _Graph.read()
-    end = graph.find_target(target)
+    end = graph.find_named(target)
     graph.check_via(via)
     with open_source(source, options) as reader:
-        fit = graph.choose_start(reader.header(), end)
-        if fit.root:
+        fit = graph.choose_start(reader.header(), end, from_layout)
+        if fit.lost:
+            output = output if output is not None or dry_run else str(choose_outputs(source, None, to_format)[0].file)
+            source = _mount(source, fit.lost)
+            with open_source(source, options) as mounted:
+                header = mounted.header()
+        elif fit.root:
             root = ".".join(part for part in (root or "", fit.root) if part not in ("", "."))
             header = rename_reader(reader, fit.root).header()
         else:
             header = reader.header()
     route, rules = _choose_route(graph.find_routes(fit.layout, end, via), header, params, config)
     notes = [*_note_root(fit), *_refuse_losses(rules, header, partial=partial)]
-    files = list_beside(source)
     copying = with_files and not dry_run
     with CopiesBeside(files if copying else (), _find_folder(output), force=force) as copies:
         written = apply(
@@ -177,7 +185,19 @@ def _find_folder(output: OutputsLike | None) -> Path:
     return Path(str(outputs[0].file)).parent if outputs else Path()
 
 
+def _mount(source: SourceLike, prefix: str) -> SourceLike:
+    """Return the source with a prefix in front of its names; raises `UsageError` (RK663) if it is several files."""
+    path = find_only_path(source)
+    if path is None or "{" in str(path):
+        title = f"the names of this layout begin with {prefix!r}, and those of the source do not"
+        raise UsageError(Diagnostic("RK663", title, help=(f"put it before the name of the file, {prefix}=FILE",)))
+    return {prefix: path}
+
+
 def _note_root(fit: LayoutFit) -> list[Diagnostic]:
+    if fit.lost:
+        title = f"{count_noun(fit.keys, 'key')} are those of {fit.layout} with {fit.lost!r} in front: it was added"
+        return [Diagnostic("RK414", title, severity=Severity.NOTE)]
     if not fit.root:
         return []
     title = f"{count_noun(fit.keys, 'key')} of {fit.layout} were found under root {fit.root!r}: it was taken"
@@ -209,8 +229,8 @@ class _Graph:
         layouts = list_layouts(packs)
         return cls(layouts, list_steps(packs, layouts))
 
-    def find_target(self, name: str) -> str:
-        """Return the name of the layout to write; raises `UsageError` (RK660) with the nearest name."""
+    def find_named(self, name: str) -> str:
+        """Return the name of a layout; raises `UsageError` (RK660) with the nearest name."""
         if (layout := find_layout(name, self.layouts)) is not None:
             return layout.name
         names = [each for layout in self.layouts for each in (layout.name, *layout.aliases)]
@@ -229,25 +249,23 @@ class _Graph:
                     Diagnostic("RK660", f"--via {word}: no layout and no pack has this name", help=(help,))
                 )
 
-    def choose_start(self, header: StateDictSpec, end: str) -> LayoutFit:
-        """Return the layout to convert, under its root; raises `UsageError` (RK663, RK664) if that is not one."""
-        found = identify_header(header)
+    def choose_start(self, header: StateDictSpec, end: str, named: str | None) -> LayoutFit:
+        """Return the layout to convert, under its root: the `named` one, else the only one that it can be.
+
+        Raises `UsageError`: RK663 or RK664 if that is not one to convert, RK674 if names and shapes leave several.
+        """
+        start = None if named is None else self.find_named(named)
+        if start == end:
+            raise UsageError(Diagnostic("RK664", f"--from-layout {named} and --to {end} are one layout"))
+        found = identify_header(header, layout=start)
         place = header.name
-        if found.adapters:
-            what = join_words(each.layout for each in found.adapters)
-            title = f"{place} is an adapter (LoRA) of {what}: packs convert the weights of models"
-            raise UsageError(
-                Diagnostic("RK663", title, help=("convert the model, and merge or load the adapter there",))
-            )
         if not found.layouts:
-            near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
-            title = f"no installed pack knows the layout of {place}"
-            help: tuple[str, ...] = (
-                "`remapkit new` starts a rule file for it",
-                "or name the rules yourself: remapkit apply RULES CKPT",
-            )
-            raise UsageError(Diagnostic("RK663", title, help=help, notes=near))
+            raise UsageError(_report_unknown(found, start))
         reaching = [fit for fit in found.layouts if fit.layout != end and self.reaches(fit.layout, end)]
+        for fit in reaching:
+            open_ = [other.layout for other in found.layouts if other.root == fit.root]
+            if len(open_) > 1:
+                raise UsageError(_report_open(place, open_, fit.root))
         if len(reaching) == 1:
             return reaching[0]
         places = tuple(f"{fit.layout}{f' under root {fit.root!r}' if fit.root else ''}" for fit in found.layouts)
@@ -290,6 +308,31 @@ class _Graph:
                 )
         title = f"no route leads from {start} to {end}{f' via {join_words(via)}' if via else ''}"
         raise UsageError(Diagnostic("RK661", title, help=("see `remapkit packs --graph`",)))
+
+
+def _report_unknown(found: Identification, start: str | None) -> Diagnostic:
+    """Report a checkpoint that is an adapter, or of which no layout is known, or that is not in the one named."""
+    if found.adapters:
+        what = join_words(each.layout for each in found.adapters)
+        title = f"{found.name} is an adapter (LoRA) of {what}: packs convert the weights of models"
+        return Diagnostic("RK663", title, help=("convert the model, and merge or load the adapter there",))
+    near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
+    if start is not None:
+        title = f"{found.name} does not have the names of {start}"
+        return Diagnostic("RK663", title, help=("`remapkit identify` says what it is",), notes=near)
+    title = f"no installed pack knows the layout of {found.name}"
+    help = (
+        "`remapkit new` starts a rule file for it",
+        "or name the rules yourself: remapkit apply RULES CKPT",
+    )
+    return Diagnostic("RK663", title, help=help, notes=near)
+
+
+def _report_open(place: str, layouts: Sequence[str], root: str) -> Diagnostic:
+    """Report that names and shapes are those of several layouts: the values may differ, so that none is guessed."""
+    under = f" under root {root!r}" if root else ""
+    title = f"{place} can be {join_words(layouts, 4, 'or')}{under}: names and shapes do not say which"
+    return Diagnostic("RK674", title, help=("if you know which, say it: --from-layout LAYOUT",))
 
 
 def _choose_route(

@@ -10,7 +10,8 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.formats.options import make_read_options
-from remapkit.registry.fit_layouts import AdapterFit, LayoutFit, LayoutFits, Verdict, fit_layouts
+from remapkit.registry.fit_adapters import AdapterFit
+from remapkit.registry.fit_layouts import LayoutFit, LayoutFits, Verdict, fit_layouts
 from remapkit.registry.layouts import find_targets
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
@@ -89,9 +90,11 @@ def identify(
     return identify_header(header, notes)
 
 
-def identify_header(header: StateDictSpec, notes: tuple[Diagnostic, ...] = ()) -> Identification:
-    """Say which layout a header has."""
-    fits = fit_layouts(header)
+def identify_header(
+    header: StateDictSpec, notes: tuple[Diagnostic, ...] = (), *, layout: str | None = None
+) -> Identification:
+    """Say which layout a header has; if one is given, how it fits this one."""
+    fits = fit_layouts(header, layout)
     return Identification(header.name, len(header), fits.fits, fits.adapters, fits.near, len(fits.scaled), notes)
 
 
@@ -106,17 +109,21 @@ def describe_layout(found: Identification) -> Iterator[str]:
         return
     yield f"{found.name}: no installed pack knows this layout ({count_noun(found.tensors, 'tensor')})"
     for fit in found.near:
-        under = f" under root {fit.root!r}" if fit.root else ""
+        under = f" under root {fit.root!r}" if fit.root else f" without the prefix {fit.lost!r}" if fit.lost else ""
         yield f"near: {fit.layout}{under}: {describe_distance(fit)}"
 
 
 def _describe_fit(fit: LayoutFit, found: Identification) -> str:
+    few = fit.verdict is Verdict.OTHER_SIZE and not fit.numbers and 2 * len(fit.shapes) < fit.keys
+    few = few and len(fit.shapes) <= SHOWN
     how = {Verdict.EXACT: "exactly", Verdict.OTHER_SIZE: "in another size", Verdict.PART: "a part of it"}[fit.verdict]
+    how = f"but for the shape{'s' if len(fit.shapes) > 1 else ''} of {join_words(fit.shapes)}" if few else how
     details = [count_noun(fit.keys, "key")]
     details += [describe_distance(fit)] if fit.verdict is Verdict.PART else []
-    if fit.verdict is Verdict.OTHER_SIZE and fit.shapes:
+    if fit.verdict is Verdict.OTHER_SIZE and fit.shapes and not few:
         details.append(f"{count_noun(len(fit.shapes), 'name')} with another shape")
     details += [f"under root {fit.root!r}"] if fit.root else []
+    details += [f"without the prefix {fit.lost!r}"] if fit.lost else []
     details += [f"{count_noun(fit.outside, 'key')} outside it"] if fit.outside else []
     if fit.scales:
         details.append(f"quantised: {count_noun(found.scaled, 'weight')} with {count_noun(fit.scales, 'companion')}")
@@ -129,6 +136,8 @@ def _describe_next(fit: LayoutFit) -> Iterator[str]:
     if targets := find_targets(fit.layout):
         scaled = ", if its scales can be taken along" if fit.scales else ""
         yield f"can become {join_words(targets)}{scaled}: remapkit convert CKPT --to LAYOUT"
+    if fit.lost and fit.packs:
+        yield f"for `apply`, put the prefix before the name of the file: {fit.lost}=FILE"
 
 
 def _describe_adapter(adapter: AdapterFit, found: Identification) -> str:
@@ -151,6 +160,8 @@ def describe_distance(fit: LayoutFit) -> str:
         parts.append(f"{count_noun(len(fit.foreign), 'foreign key')} ({join_words(fit.foreign, SHOWN)})")
     if fit.shapes:
         parts.append(f"{count_noun(len(fit.shapes), 'name')} with another shape ({join_words(fit.shapes, SHOWN)})")
+    if fit.contradicts:
+        parts.append(f"in no size {fit.contradicts[0]}")
     return ", ".join(parts) or "nothing differs but its numbers"
 
 
@@ -172,6 +183,7 @@ def _dump_fit(fit: LayoutFit) -> dict[str, object]:
         "layout": fit.layout,
         "verdict": fit.verdict.name.lower(),
         "root": fit.root,
+        "lost": fit.lost,
         "keys": fit.keys,
         "outside": fit.outside,
         "missing": list(fit.missing),

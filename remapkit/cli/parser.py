@@ -198,6 +198,14 @@ def _add_convert(commands: Commands) -> None:  # type: ignore[valid-type]
         "--to", metavar="LAYOUT", required=True, help="the layout to write; see `remapkit packs --graph`"
     )
     parser.add_argument(
+        "--from",
+        "--from-layout",
+        dest="from_layout",
+        metavar="LAYOUT",
+        action=StoreOnce,
+        help="the layout of CKPT, where its names and shapes leave several open",
+    )
+    parser.add_argument(
         "--via",
         metavar="NAME",
         action="append",

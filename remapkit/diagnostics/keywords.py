@@ -66,6 +66,7 @@ VALUES: Mapping[str, str] = {
             "name",
             "pairs",
             "via",
+            "from-layout",
             "through",
             "arg",
         )

@@ -9,12 +9,12 @@ from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.picture.describe_ops import Drawing, describe_ops
-from remapkit.plans.check import Check
+from remapkit.plans.check import Check, find_interchangeable
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.proofs.model import Proof
 from remapkit.tensors.families import format_ranges, mask_indices
-from remapkit.tensors.spec import StateDictSpec, TensorSpec, get_leaf
+from remapkit.tensors.spec import TensorSpec
 
 MAX_WITNESSES = 50
 """The most witnesses that a page lists; it says how many there are."""
@@ -167,22 +167,14 @@ def _make_target(plan: ResolvedPlan, check: Check | None) -> Side:
     states |= dict.fromkeys(check.satisfied_by_tie, "tied")
     states |= dict.fromkeys((each.target for each in check.shape_mismatches), "mismatch")
     side = _make_side(check.target.name, tensors, [states[key] for key in tensors])
-    values = set(check.through_operations)
+    marked = {
+        "interchangeable": find_interchangeable(check.target),
+        "values": frozenset(check.through_operations),
+    }
     marks = {
-        "interchangeable": _find_interchangeable(check.target, side.keys),
-        "values": tuple(number for number, key in enumerate(side.keys) if key in values),
+        mark: tuple(number for number, key in enumerate(side.keys) if key in names) for mark, names in marked.items()
     }
     return replace(side, marks=marks)
-
-
-def _find_interchangeable(target: StateDictSpec, keys: Sequence[str]) -> tuple[int, ...]:
-    """Return the positions of the targets that `count_interchangeable` counts."""
-    tie = {fqn: group[0] for group in target.tied for fqn in group}
-    groups: defaultdict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
-    for number, key in enumerate(keys):
-        if key in target and tie.get(key, key) == key:
-            groups[get_leaf(key), target[key].shape].append(number)
-    return tuple(sorted(number for group in groups.values() if len(group) > 1 for number in group))
 
 
 def _make_side(name: str, tensors: Mapping[str, TensorSpec], states: Sequence[str]) -> Side:

@@ -129,7 +129,7 @@ def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool 
         shape_mismatches=shapes,
         dtype_mismatches=dtypes,
         satisfied_by_tie=tied,
-        interchangeable=count_interchangeable(target),
+        interchangeable=len(find_interchangeable(target)),
         strict_dtype=strict_dtype,
         through_operations=tuple(move.target for move in plan.moves if move.ops and _needs_values(move, plan.source)),
     )
@@ -163,19 +163,19 @@ def _find_mismatches(
     )
 
 
-def count_interchangeable(target: StateDictSpec) -> int:
-    """Count the targets that share their leaf and shape with another target that is not tied to them.
+def find_interchangeable(target: StateDictSpec) -> frozenset[str]:
+    """Return the targets that share their leaf and shape with another target that is not tied to them.
 
     >>> spec = TensorSpec("F32", (4,))
-    >>> count_interchangeable(StateDictSpec({"a.weight": spec, "b.weight": spec, "b.bias": spec}))
-    2
+    >>> sorted(find_interchangeable(StateDictSpec({"a.weight": spec, "b.weight": spec, "b.bias": spec})))
+    ['a.weight', 'b.weight']
     """
     tie = {fqn: group[0] for group in target.tied for fqn in group}
     groups: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for fqn, spec in target.items():
         if tie.get(fqn, fqn) == fqn:
             groups[get_leaf(fqn), spec.shape].append(fqn)
-    return sum(len(group) for group in groups.values() if len(group) > 1)
+    return frozenset(fqn for group in groups.values() if len(group) > 1 for fqn in group)
 
 
 MAX_LACKING = 10_000

@@ -17,10 +17,11 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.source import Span
 from remapkit.diagnostics.wording import SHOWN, count_noun, join_words, list_names
 from remapkit.ops.base import Op, RefusedOp, infer_ops, normalize_dim
+from remapkit.ops.calls import Arg
 from remapkit.ops.join import Join, SplitPart, TakeIndex, infer_move
 from remapkit.patterns.pattern import Pattern
 from remapkit.plans.moves import Move, RuleRef
-from remapkit.rulefile.arithmetic import BadNumber, NoValue
+from remapkit.rulefile.arithmetic import BadNumber, Expr, Name, NoValue
 from remapkit.rules.axes import describe_counts
 from remapkit.rules.model import CompiledRules, Match
 from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
@@ -122,7 +123,8 @@ class SourceGroups:
         broken = [_is_broken(group, top) for group, top in zip(groups, tops, strict=True)]
         whole = [group for group, is_broken in zip(groups, broken, strict=True) if not is_broken]
         holes = [pair for pair, is_broken in zip(zip(groups, tops, strict=True), broken, strict=True) if is_broken]
-        gathered.problems += self._report_holes(pipeline, holes)
+        recount = _advise_recount(pipeline, holes) if holes and not whole else []
+        gathered.problems += self._report_holes(pipeline, holes, recount)
         width = len(pipeline.order) if pipeline.family is None else math.prod(family)
         for group in whole:
             made = list(_make_moves(pipeline, resolved, group, width, self.source, failures))
@@ -141,7 +143,9 @@ class SourceGroups:
 
     # -------------------------------------------------------------------------------------------- completeness
 
-    def _report_holes(self, pipeline: Pipeline, groups: Sequence[tuple[_Group, _Position]]) -> Iterator[Diagnostic]:
+    def _report_holes(
+        self, pipeline: Pipeline, groups: Sequence[tuple[_Group, _Position]], recount: Sequence[str]
+    ) -> Iterator[Diagnostic]:
         twice, lacking, beyond = [], [], []
         for group, tops in groups:
             twice += [" and ".join(fqns) for fqns in group.found.values() if len(fqns) > 1]
@@ -151,7 +155,7 @@ class SourceGroups:
             match = "matches" if len(twice) == 1 else "match"
             title = f"{pipeline.id}: {count_noun(len(twice), 'source')} {match} twice; only one of each could be kept"
             help = "the keys differ in text that the pattern does not capture: capture it, or narrow the pattern"
-            yield self._make_problem(pipeline, "RK342", title, twice, help, "duplicates")
+            yield self._make_problem(pipeline, "RK342", title, twice, (help,), "duplicates")
         if lacking:
             number = sum(each.number for each in lacking)
             title = (
@@ -161,23 +165,22 @@ class SourceGroups:
             verb = "merge" if pipeline.merge else "stack or concatenate"
             help = f"get the whole checkpoint; remapkit does not {verb} with entries missing"
             bounds = next((found for group, _ in groups if (found := _explain_bounds(pipeline, group))), None)
-            yield self._make_problem(pipeline, "RK340", title, notes, bounds or help, "missing")
+            yield self._make_problem(pipeline, "RK340", title, notes, (*recount, bounds or help), "missing")
         if beyond:
             counts = describe_counts(groups[0][1][:-1])
             title = f"{pipeline.id}: {count_noun(len(beyond), 'source key')} beyond the `count` of {counts}"
-            yield self._make_problem(
-                pipeline, "RK343", title, beyond, "correct `count`, or the param it is computed from", "beyond"
-            )
+            help = "correct `count`, or the param it is computed from"
+            yield self._make_problem(pipeline, "RK343", title, beyond, recount or (help,), "beyond")
 
     def _make_problem(
-        self, pipeline: Pipeline, code: str, title: str, lines: Sequence[str], help: str, what: str
+        self, pipeline: Pipeline, code: str, title: str, lines: Sequence[str], help: Sequence[str], what: str
     ) -> Diagnostic:
         return Diagnostic(
             code,
             title,
             labels=(Label(pipeline.span),),
             notes=(list_names(lines),),
-            help=(help,),
+            help=tuple(help),
             place=self.source.name,
             values={"rule": pipeline.id, what: list(lines)},
         )
@@ -265,6 +268,30 @@ def _split_groups(
         # No list and no tensor has 10^18 entries, so the exact value of a number this large does not matter.
         numbers = (int(word) if len(word) <= MAX_DIGITS else 10**MAX_DIGITS for word in words)
         yield dict(zip(names, numbers, strict=True)), members
+
+
+def _advise_recount(pipeline: Pipeline, groups: Sequence[tuple[_Group, _Position]]) -> list[str]:
+    """Return the params with which all groups are whole: of another size, each is bound to another count."""
+    names = pipeline.folded
+    axes = [axis for axis in (pipeline.stack, pipeline.family) if axis is not None]
+    written = [arg for axis in axes for arg in axis.count or (None,) * len(axis.by)]
+    tops = groups[0][1]
+    found = tuple(max(column) + 1 for column in zip(*groups[0][0].found, strict=True))[: len(names)]
+    if len(found) < len(names) or any(_is_broken(group, (*found, *tops[len(names) :])) for group, _ in groups):
+        return []
+    changed = [place for place, number in enumerate(found) if number != tops[place]]
+    params = [_find_param(written[place]) for place in changed]
+    if not changed or None in params:
+        return []
+    whole = join_words(f"{names[place]} goes from 0 to {found[place] - 1}" for place in changed)
+    options = " ".join(f"--param {param}={found[place]}" for place, param in zip(changed, params, strict=True))
+    return [f"if {whole} in the whole checkpoint, pass {options}"]
+
+
+def _find_param(written: Arg | None) -> str | None:
+    """Return the param that a number is, None if it is none, or is calculated."""
+    name = written.postfix[0] if isinstance(written, Expr) and len(written.postfix) == 1 else None
+    return name.name if type(name) is Name else None
 
 
 def _explain_bounds(pipeline: Pipeline, group: _Group) -> str | None:

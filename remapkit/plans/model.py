@@ -75,10 +75,11 @@ class ResolvedPlan:
 
     def __str__(self) -> str:
         kept = len(self.moves) - self.renamed
+        changed = sum(bool(move.ops) and move.sources == (move.target,) for move in self.moves)
         parts = [
             count_noun(len(self.source), "key"),
             f"{self.renamed} renamed",
-            f"{kept} kept",
+            f"{kept} kept" + (f" ({changed} of them changed)" if changed else ""),
             f"{len(self.dropped)} dropped",
         ]
         if self.problems:

@@ -156,9 +156,10 @@ def strip_segments(fqn: str, segments: Collection[str]) -> str:
 
 
 def find_lost_prefix(rules: CompiledRules, fqns: Collection[str], unmatched: Sequence[str]) -> str | None:
-    """Return the shortest prefix that all unmatched keys lack: with it in front, each matches one of `rules:`.
+    """Return the shortest prefix that all unmatched keys lack: with it in front, each matches, one of them `rules:`.
 
-    Only prefixes that rules are written with are tried, at most `MAX_COUNTED`, each up to its first failure.
+    A `drop:` that takes them is no evidence. Only prefixes that rules are written with are tried, at most
+    `MAX_COUNTED`, each up to its first failure.
 
     >>> import remapkit
     >>> rules = remapkit.loads("remapkit: 1\\nname: t\\nrules: [{id: r, path: 'model.h.{i:int}.w', to: 'h.{i}.w'}]")
@@ -169,10 +170,13 @@ def find_lost_prefix(rules: CompiledRules, fqns: Collection[str], unmatched: Seq
     prefixes = {head[: place + 1] for head in heads for place, sign in enumerate(head) if sign == "."}
 
     def fits(prefix: str) -> bool:
-        return all(
-            f"{prefix}{fqn}" not in fqns and any(found.rule.kind == "rule" for found in rules.match(f"{prefix}{fqn}"))
-            for fqn in unmatched
-        )
+        by_rule = False
+        for fqn in unmatched:
+            kinds = {found.rule.kind for found in rules.match(f"{prefix}{fqn}")}
+            if f"{prefix}{fqn}" in fqns or not kinds & {"rule", "keep"}:
+                return False
+            by_rule = by_rule or "rule" in kinds
+        return by_rule
 
     return next(filter(fits, sorted(prefixes, key=lambda prefix: (len(prefix), prefix))[:MAX_COUNTED]), None)
 

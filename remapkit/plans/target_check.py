@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from remapkit.companions.names import find_scaled_weights
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
+from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.plans.check import Check, Mismatch, make_check
 from remapkit.plans.layers import find_layers, is_another_size
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, read_declared_target
 from remapkit.tensors.families import mask_indices
+from remapkit.tensors.relations import Relations
 from remapkit.tensors.spec import OPAQUE, StateDictSpec
 
 
@@ -78,7 +81,7 @@ def check_declared_target(
             missing_keys=() if partial else check.missing_keys,
             shape_mismatches=tuple(each for each in check.shape_mismatches if each.target not in opaque),
         )
-    notes = (report_other_size(plan, known, target),) if known is not None and other_size else ()
+    notes = tuple(report_other_sizes(plan, known, target)) if known is not None and other_size else ()
     return TargetCheck(check, "layout" if other_size else "exact", notes)
 
 
@@ -125,7 +128,28 @@ def _check_layout(plan: ResolvedPlan, target: StateDictSpec, known: StateDictSpe
     )
 
 
-def report_other_size(plan: ResolvedPlan, known: StateDictSpec, target: StateDictSpec | None) -> Diagnostic:
+def report_other_sizes(plan: ResolvedPlan, known: StateDictSpec, target: StateDictSpec | None) -> list[Diagnostic]:
+    """Return the note that a checkpoint is another size, and a warning if its shapes are those of no size."""
+    return [*report_contradictions(plan, known), _report_other_size(plan, known, target)]
+
+
+def report_contradictions(plan: ResolvedPlan, known: StateDictSpec) -> list[Diagnostic]:
+    """Warn of shapes that no size of the declared source has: the names may be those of another layout."""
+    source = plan.source
+    packed = {fqn for fqn in find_scaled_weights(source) if not source[fqn].dtype.startswith("F8")}
+    found = [str(each) for each in Relations(known).list_contradictions(source, packed)]
+    if not found:
+        return []
+    has = "has a shape" if len(found) == 1 else "have shapes"
+    title = (
+        f"{count_noun(len(found), 'weight')} {has} that no size of what {plan.name} reads has: is it another layout?"
+    )
+    help = ("`remapkit identify` says which layouts the checkpoint can have",)
+    notes = (list_names(found),)
+    return [Diagnostic("RK675", title, notes=notes, help=help, severity=Severity.WARNING, place=source.name)]
+
+
+def _report_other_size(plan: ResolvedPlan, known: StateDictSpec, target: StateDictSpec | None) -> Diagnostic:
     """Return the note that a checkpoint is another size than its rules declare, with the layers that it has."""
     declared = f"the checkpoint is another size than {plan.name} declares"
     title = f"only names and numbers of dimensions are checked against {target.name}: " if target is not None else ""

@@ -6,8 +6,9 @@ compared once under each of `MAX_ROOTS` roots, as sets.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +45,8 @@ class Candidate:
 class RootFit:
     """The keys under a root against a candidate: `keys` in all, `foreign` of them of no kind of the candidate's.
 
-    `lacking` counts the candidate's kinds of which there is no key.
+    `lacking` counts the candidate's kinds of which there is no key. With `lost`, a prefix, in front of them the keys
+    are compared: the mirror image of a root, which stands in front of keys that a layout has without it.
     """
 
     candidate: Candidate
@@ -52,6 +54,7 @@ class RootFit:
     keys: int
     foreign: int
     lacking: int
+    lost: str = ""
 
     @property
     def is_part(self) -> bool:
@@ -67,7 +70,15 @@ class RootFit:
     def rank(self) -> tuple[object, ...]:
         """The order of fits, the best first: how far off, then the outer root."""
         depth = self.root.count(".") + bool(self.root)
-        return not self.is_part, self.foreign + self.lacking, depth, self.root, self.candidate.layout
+        return (
+            not self.is_part,
+            bool(self.lost),
+            self.foreign + self.lacking,
+            depth,
+            self.root,
+            self.lost,
+            self.candidate.layout,
+        )
 
 
 def list_candidates() -> list[Candidate]:
@@ -91,6 +102,8 @@ def list_candidates() -> list[Candidate]:
 def fit_candidates(names: Sequence[str], candidates: Sequence[Candidate]) -> list[RootFit]:
     """Return each candidate that is near under its best root, the best first; under every root where it is a part.
 
+    A candidate that is near under none is compared with a lost prefix in front of all names.
+
     >>> layout = Candidate("m/a", (), frozenset({"h.*.w", "out.w"}))
     >>> [(fit.root, fit.lacking) for fit in fit_candidates(["net.h.0.w", "net.h.1.w", "step"], [layout])]
     [('net', 1)]
@@ -110,6 +123,9 @@ def fit_candidates(names: Sequence[str], candidates: Sequence[Candidate]) -> lis
             if not known.isdisjoint(below)
         ]
         parts = [fit for fit in fits if fit.is_part]
+        if not any(fit.is_near for fit in fits):
+            fits = [compare_kinds(candidate, "", kinds, keys[""], lost) for lost in list_lost(known)]
+            parts = sorted((fit for fit in fits if fit.is_part), key=lambda fit: fit.rank)[:1]
         found += parts or sorted((fit for fit in fits if fit.is_near), key=lambda fit: fit.rank)[:1]
     return sorted(found, key=lambda fit: fit.rank)
 
@@ -124,7 +140,24 @@ def cut_root(kinds: Mapping[str, int], root: str) -> dict[str, int]:
     return {kind[len(prefix) :]: count for kind, count in kinds.items() if kind.startswith(prefix)}
 
 
-def compare_kinds(candidate: Candidate, root: str, kinds: Mapping[str, int], keys: int) -> RootFit:
-    """Compare the kinds under a root with those of a candidate."""
-    foreign = sum(kinds[kind] for kind in kinds.keys() - candidate.kinds)
-    return RootFit(candidate, root, keys, foreign, len(candidate.kinds - kinds.keys()))
+def compare_kinds(candidate: Candidate, root: str, kinds: Mapping[str, int], keys: int, lost: str = "") -> RootFit:
+    """Compare the kinds under a root, with a lost prefix in front, with those of a candidate."""
+    here = {f"{lost}{kind}" for kind in kinds} if lost else kinds.keys()
+    foreign = sum(kinds[kind.removeprefix(lost)] for kind in here - candidate.kinds)
+    return RootFit(candidate, root, keys, foreign, len(candidate.kinds - here), lost)
+
+
+def list_lost(kinds: Collection[str]) -> list[str]:
+    """Return the prefixes that at least half of the kinds have, the shortest first: each longer one goes on from it.
+
+    >>> list_lost({"net.h.*.w", "net.h.*.b", "net.norm", "head"})
+    ['net.', 'net.h.']
+    """
+    found: Counter[str] = Counter()
+    for kind in kinds:
+        words = kind.split(".")[:-1]
+        names = itertools.takewhile(lambda word: word != "*", words)
+        found.update(itertools.accumulate(f"{name}." for name in names))
+    return sorted(
+        (prefix for prefix, count in found.items() if 2 * count >= len(kinds)), key=lambda each: (len(each), each)
+    )

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from remapkit.companions.names import WEIGHT_LEAVES, find_adapter_module, find_scaled_weights
+from remapkit.companions.names import WEIGHT_LEAVES, find_scaled_weights
 from remapkit.registry.candidates import Candidate, Manifest, RootFit, fit_candidates, list_candidates
+from remapkit.registry.fit_adapters import AdapterFit, fit_adapter, is_adapter
 from remapkit.registry.identify import MAX_NAMES
 from remapkit.registry.layouts import PackLayouts, digest_tensors
 from remapkit.tensors.families import mask_indices
+from remapkit.tensors.relations import Contradiction, Relations
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 MAX_JUDGED = 8
@@ -29,17 +31,6 @@ MAX_NEAR = 3
 """The most layouts that are named for a checkpoint that has none of them."""
 OF_INPUTS = re.compile(r"(?:^|\.)(?:input_scale|scale_input|scaled_fp8)$")
 """Names that belong to no weight, but are only in files with scaled ones."""
-
-ADAPTER_FORMS = (
-    ("PEFT", "base_model.model.", False),
-    ("ComfyUI", "diffusion_model.", False),
-    ("diffusers", "transformer.", False),
-    ("diffusers", "unet.", False),
-    ("kohya", "lora_unet_", True),
-    ("kohya", "lora_transformer_", True),
-    ("bare", "", False),
-)
-"""How files name the modules of an adapter: a prefix, and whether dots are written as `_`."""
 
 
 class Verdict(Enum):
@@ -57,7 +48,8 @@ class LayoutFit:
 
     `missing` are names of the layout that are not there (in another size with numbers left open, `*`), `foreign`
     keys that are none of its names, `shapes` the common names with another shape. `outside` counts the keys outside
-    the root, and `scales` the companions of quantised weights, which no layout lists.
+    the root, and `scales` the companions of quantised weights, which no layout lists. `contradicts` are the shapes
+    that no size of the layout has.
     """
 
     layout: str
@@ -72,21 +64,14 @@ class LayoutFit:
     scales: int = 0
     numbers: int = 0
     """How many names the checkpoint and the layout's manifest do not have in common, numbers counted."""
+    contradicts: tuple[Contradiction, ...] = ()
+    lost: str = ""
+    """The prefix that the names of the layout have, and those of the checkpoint lack."""
 
     @property
     def fits(self) -> bool:
         """Whether the keys are those of the layout: all of its names, or a part of them, and no others."""
         return self.verdict is not Verdict.NEAR
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFit:
-    """How an adapter fits a layout: `known` of its modules are modules of it, named in a known form."""
-
-    layout: str
-    form: str
-    modules: int
-    known: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +92,10 @@ class LayoutFits:
 # --------------------------------------------------------------------------------------------------------- layouts
 
 
-def fit_layouts(header: StateDictSpec) -> LayoutFits:
-    """Return the layouts that a header fits, under which roots, else the nearest.
+def fit_layouts(header: StateDictSpec, layout: str | None = None) -> LayoutFits:
+    """Return the layouts that a header fits, under which roots, else the nearest; only `layout` if it is given.
+
+    The shapes exclude no layout that is given: they are only named in `contradicts`.
 
     >>> from remapkit.tensors.spec import TensorSpec
     >>> found = fit_layouts(StateDictSpec({"net.a": TensorSpec("F32", (1,))}))
@@ -118,15 +105,18 @@ def fit_layouts(header: StateDictSpec) -> LayoutFits:
     if not 0 < len(header) <= MAX_NAMES:
         return LayoutFits()
     candidates = list_candidates()
-    if 2 * sum(find_adapter_module(fqn) is not None for fqn in header) > len(header):
-        return LayoutFits(adapters=_fit_adapter(header, candidates))
-    judge = _Judge(header)
+    if layout is not None:
+        candidates = [each for each in candidates if each.layout == layout]
+    if is_adapter(header):
+        return LayoutFits(adapters=fit_adapter(header, candidates))
+    judge = _Judge(header, trusted=layout is not None)
     rough = fit_candidates(list(judge.tensors), candidates)
     fits: list[LayoutFit] = []
     for judge_root in (judge.find_exact, judge.find_parts):
-        for root in dict.fromkeys(each.root for each in rough if each.is_part):
+        for root, lost in dict.fromkeys((each.root, each.lost) for each in rough if each.is_part):
             if not any(_overlaps(root, fit.root) for fit in fits):
-                fits += judge_root([each for each in rough if each.is_part and each.root == root])
+                here = [each for each in rough if each.is_part and (each.root, each.lost) == (root, lost)]
+                fits += judge_root(here)
     near = {} if fits else {fit.candidate.layout: fit for fit in reversed(rough)}
     nearest = sorted(near.values(), key=lambda fit: fit.rank)[:MAX_NEAR]
     return LayoutFits(tuple(fits), near=tuple(map(judge.measure, nearest)), scaled=tuple(judge.scaled))
@@ -144,6 +134,7 @@ class _Difference:
     missing: tuple[str, ...]
     foreign: tuple[str, ...]
     shapes: tuple[str, ...]
+    contradicts: tuple[Contradiction, ...] = ()
 
     @property
     def numbers(self) -> int:
@@ -154,10 +145,11 @@ class _Judge:
     """Compares the tensors of a header, without the companions of scaled weights, with manifests and rules.
 
     A packed weight has the shape of its numbers, not that of the weight, and perhaps another name (`qweight`): it is
-    compared by the name of the weight alone.
+    compared by the name of the weight alone. `trusted` says that shapes exclude no layout.
     """
 
-    def __init__(self, header: StateDictSpec) -> None:
+    def __init__(self, header: StateDictSpec, *, trusted: bool) -> None:
+        self._trusted = trusted
         self.scaled = find_scaled_weights(header)
         self.companions = {name for found in self.scaled.values() for name in found}
         if self.scaled:
@@ -166,13 +158,13 @@ class _Judge:
         self.packed = {names[fqn] for fqn in self.scaled if not header[fqn].dtype.startswith("F8")}
         self.tensors = {names.get(fqn, fqn): spec for fqn, spec in header.items() if fqn not in self.companions}
         self._size = len(header)
-        self._read: dict[str, StateDictSpec | None] = {}
+        self._read: dict[str, tuple[StateDictSpec, Relations] | None] = {}
         self._compiled = 0
 
     def find_exact(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
         """Return the layouts that have exactly the names and shapes under a root, which all of `rough` are about."""
-        root = rough[0].root
-        inside = self._cut(root)
+        place = rough[0]
+        inside = self._cut(place)
         counts = Counter(map(mask_indices, inside))
         alike = {
             number: [manifest for manifest in each.candidate.manifests.values() if manifest.counts == counts]
@@ -181,8 +173,8 @@ class _Judge:
         if not any(alike.values()):
             return []
         equal = _Difference((), (), ())
-        if any(self._is_packed(root, fqn) for fqn in inside):
-            is_equal = lambda manifest: self._compare(manifest, root, inside) == equal  # noqa: E731
+        if any(self._is_packed(place, fqn) for fqn in inside):
+            is_equal = lambda manifest: self._compare(manifest, place, inside) == equal  # noqa: E731
         else:
             digest = digest_tensors(inside)
             is_equal = lambda manifest: manifest.digest == digest  # noqa: E731
@@ -192,10 +184,11 @@ class _Judge:
     def find_parts(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
         """Return the layouts of which the keys under a root are a part, or that they are in another size.
 
-        The nearest are returned: those with the fewest tensors that are not as in their manifest. It is found without
-        reading all manifests: how many names of each kind there are says how many must differ at least.
+        The nearest are returned: those with the fewest tensors that are not as in their manifest, and of these the
+        ones whose equal dimensions are equal here, if there are any. They are found without reading all manifests:
+        how many names of each kind there are says how many must differ at least.
         """
-        inside = self._cut(rough[0].root)
+        inside = self._cut(rough[0])
         counts = Counter(map(mask_indices, inside))
         ordered = sorted(
             (
@@ -205,37 +198,51 @@ class _Judge:
             ),
             key=lambda one: one[:2],
         )
-        found: dict[str, tuple[int, LayoutFit]] = {}
+        found: dict[str, tuple[int, LayoutFit, bool]] = {}
         best: int | None = None
         judged = 0
         for least, number, manifest in ordered:
             if judged == MAX_JUDGED or (best is not None and least > best):
                 break
-            if (differs := self._compare(manifest, rough[number].root, inside)) is None:
+            if (differs := self._compare(manifest, rough[number], inside)) is None:
                 continue
             judged += 1
             distance = differs.numbers + len(differs.shapes)
             fit = self._make_fit(rough[number], *self._decide(rough[number], differs, inside))
-            if fit.fits and distance <= found.get(fit.layout, (distance, fit))[0]:
-                found[fit.layout] = distance, fit
+            before = found.get(fit.layout)
+            if fit.fits and (before is None or distance <= before[0]):
+                is_equal = self._has_equal(manifest, inside) or (
+                    before is not None and before[::2] == (distance, True)
+                )
+                found[fit.layout] = distance, fit, is_equal
                 best = distance if best is None else min(best, distance)
-        return [fit for distance, fit in found.values() if distance == best]
+        nearest = [(fit, is_equal) for distance, fit, is_equal in found.values() if distance == best]
+        agreeing = [fit for fit, is_equal in nearest if is_equal]
+        return agreeing or [fit for fit, _ in nearest]
+
+    def _has_equal(self, manifest: Manifest, inside: Mapping[str, TensorSpec]) -> bool:
+        """Return whether what is equal in a manifest that was read is equal here."""
+        found = self._read[manifest.digest]
+        return found is not None and not self.packed and found[1].has_equal(inside)
 
     def measure(self, rough: RootFit) -> LayoutFit:
         """Return how far off a candidate is that fits nowhere."""
-        inside = self._cut(rough.root)
+        inside = self._cut(rough)
         counts = Counter(map(mask_indices, inside))
         nearest = min(rough.candidate.manifests.values(), key=lambda manifest: _count_least(counts, manifest))
-        differs = self._compare(nearest, rough.root, inside) or _Difference((), (), ())
+        differs = self._compare(nearest, rough, inside) or _Difference((), (), ())
         here = set(map(mask_indices, inside))
         lacking = tuple(sorted(rough.candidate.kinds - here))
         strangers = tuple(fqn for fqn in inside if mask_indices(fqn) not in rough.candidate.kinds)
         strangers = strangers or self._find_unspoken(rough.candidate, differs.foreign, inside) or ()
-        return self._make_fit(rough, Verdict.NEAR, _Difference(lacking, strangers, differs.shapes), differs.numbers)
+        return self._make_fit(
+            rough, Verdict.NEAR, replace(differs, missing=lacking, foreign=strangers), differs.numbers
+        )
 
-    def _cut(self, root: str) -> dict[str, TensorSpec]:
-        prefix = f"{root}." if root else ""
-        return {fqn[len(prefix) :]: spec for fqn, spec in self.tensors.items() if fqn.startswith(prefix)}
+    def _cut(self, place: RootFit) -> dict[str, TensorSpec]:
+        prefix = f"{place.root}." if place.root else ""
+        inside = ((fqn, spec) for fqn, spec in self.tensors.items() if fqn.startswith(prefix))
+        return {f"{place.lost}{fqn[len(prefix) :]}": spec for fqn, spec in inside}
 
     def _make_fit(
         self, rough: RootFit, verdict: Verdict, differs: _Difference, numbers: int | None = None
@@ -250,27 +257,33 @@ class _Judge:
             rough.keys,
             self._size - rough.keys - scales,
             differs.missing,
-            differs.foreign,
+            tuple(fqn.removeprefix(rough.lost) for fqn in differs.foreign),
             differs.shapes,
             scales,
             differs.numbers if numbers is None else numbers,
+            differs.contradicts,
+            rough.lost,
         )
 
-    def _is_packed(self, root: str, fqn: str) -> bool:
-        return bool(self.packed) and (f"{root}.{fqn}" if root else fqn) in self.packed
+    def _is_packed(self, place: RootFit, fqn: str) -> bool:
+        own = fqn.removeprefix(place.lost)
+        return bool(self.packed) and (f"{place.root}.{own}" if place.root else own) in self.packed
 
-    def _compare(self, manifest: Manifest, root: str, inside: Mapping[str, TensorSpec]) -> _Difference | None:
+    def _compare(self, manifest: Manifest, place: RootFit, inside: Mapping[str, TensorSpec]) -> _Difference | None:
         """Compare with a manifest; None if it cannot be read, because it was removed meanwhile."""
         if manifest.digest not in self._read:
-            self._read[manifest.digest] = _read_manifest(manifest)
-        known = self._read[manifest.digest]
-        if known is None:
+            read = _read_manifest(manifest)
+            self._read[manifest.digest] = None if read is None else (read, Relations(read))
+        if (found := self._read[manifest.digest]) is None:
             return None
+        known, relations = found
+        packed = {fqn for fqn in inside if self._is_packed(place, fqn)}
         shapes = (fqn for fqn, spec in known.items() if fqn in inside and inside[fqn].shape != spec.shape)
         return _Difference(
             tuple(fqn for fqn in known if fqn not in inside),
             tuple(fqn for fqn in inside if fqn not in known),
-            tuple(fqn for fqn in shapes if not self._is_packed(root, fqn)),
+            tuple(fqn for fqn in shapes if fqn not in packed),
+            tuple(relations.list_contradictions(inside, packed)),
         )
 
     def _decide(
@@ -283,11 +296,13 @@ class _Judge:
         lacking = tuple(sorted(rough.candidate.kinds.difference(map(mask_indices, inside))))
         strangers = self._find_unspoken(rough.candidate, differs.foreign, inside)
         if strangers is None or strangers:
-            return Verdict.NEAR, _Difference(lacking, strangers or (), differs.shapes), numbers
+            return Verdict.NEAR, replace(differs, missing=lacking, foreign=strangers or ()), numbers
+        if differs.contradicts and not self._trusted:
+            return Verdict.NEAR, replace(differs, missing=lacking, foreign=()), numbers
         if not lacking and (differs.foreign or differs.shapes):
-            return Verdict.OTHER_SIZE, _Difference((), (), differs.shapes), numbers
+            return Verdict.OTHER_SIZE, replace(differs, missing=(), foreign=()), numbers
         missing = lacking if differs.foreign or differs.shapes else differs.missing
-        return Verdict.PART, _Difference(missing, (), differs.shapes), numbers
+        return Verdict.PART, replace(differs, missing=missing, foreign=()), numbers
 
     def _find_unspoken(
         self, candidate: Candidate, fqns: Sequence[str], inside: Iterable[str]
@@ -341,41 +356,3 @@ def _list_matched(pack: PackLayouts, fqns: Sequence[str], keys: Iterable[str]) -
     except RemapkitError:
         return None
     return {fqn for fqn in fqns if rules.match(fqn)} if rules.unmatched == "error" else None
-
-
-# -------------------------------------------------------------------------------------------------------- adapters
-
-
-def _fit_adapter(names: Iterable[str], candidates: Iterable[Candidate]) -> tuple[AdapterFit, ...]:
-    """Return the layouts that have most of an adapter's modules, in the form in which they are named."""
-    modules = list(list_modules(names))
-    forms = [
-        (form, is_flat, Counter((_mask_flat if is_flat else mask_indices)(module[len(prefix) :]) for module in own))
-        for form, prefix, is_flat in ADAPTER_FORMS
-        if (own := [module for module in modules if module.startswith(prefix)])
-    ]
-    found: dict[tuple[str, str], AdapterFit] = {}
-    for candidate in candidates:
-        bases = {kind.rpartition(".")[0] for kind in candidate.kinds}
-        flat = {base.replace(".", "_") for base in bases}
-        for form, is_flat, kinds in forms:
-            known = sum(kinds[kind] for kind in kinds.keys() & (flat if is_flat else bases))
-            best = found.get((candidate.layout, form))
-            if known and (best is None or known > best.known):
-                found[candidate.layout, form] = AdapterFit(candidate.layout, form, len(modules), known)
-    most = max((each.known for each in found.values()), default=0)
-    return tuple(sorted((each for each in found.values() if each.known == most), key=lambda each: each.layout))
-
-
-def _mask_flat(module: str) -> str:
-    """Replace the numbers in a name whose dots are written as `_`.
-
-    >>> _mask_flat("double_blocks_3_img_mlp_0")
-    'double_blocks_*_img_mlp_*'
-    """
-    return re.sub(r"(?<![^_])\d+(?![^_])", "*", module)
-
-
-def list_modules(names: Iterable[str]) -> Iterator[str]:
-    """Yield the modules that an adapter's names belong to, each once."""
-    yield from dict.fromkeys(module for fqn in names if (module := find_adapter_module(fqn)) is not None)

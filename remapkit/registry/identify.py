@@ -51,7 +51,8 @@ class PackFit:
 def identify_layout(names: Iterable[str]) -> tuple[PackFit, ...]:
     """Return the packs that know at least half of the names, under their best root: the best first.
 
-    The empty root wins where it fits as well. Every root and every pack is looked at once.
+    The empty root wins where it fits as well; a pack that fits under several roots is named for each. Every root and
+    every pack is looked at once.
 
     >>> import remapkit
     >>> names = [f"{test.source.value}" for test in remapkit.load("wan22_pth").tests]
@@ -72,6 +73,9 @@ def _fit_packs(names: Sequence[str], packs: Iterable[tuple[str, frozenset[str]]]
         if not known:
             continue
         fits = [_compare(pack, root, below, known) for root, below in inside.items()]
+        if len(parts := [fit for fit in fits if fit.is_part]) > 1:
+            found += parts
+            continue
         best = min(fits, key=_rank)
         if 2 * best.foreign <= best.keys and best.foreign < best.keys:
             found.append(best)
@@ -105,13 +109,19 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     """
     keys, layouts = list(names), list_layouts()
     prefixed = isinstance(names, StateDictSpec) and any(names.prefixes)
-    found = _find_parts(identify_layout(keys))
+    every = identify_layout(keys)
+    found = _find_parts(every)
     if not found or but in [fit.pack for fit in found]:  # then another pack that reads the layout is no better
         return None if found else _describe_written(keys, layouts, but, prefixed)
     root, packs = found[0].root, [fit.pack for fit in found]
     if root and prefixed:
         return None  # a root is looked for in each file, before its keys get the prefix of a mount
     own = any(but in layout.written_by and set(packs) <= set(layout.read_by) for layout in layouts)
+    roots = dict.fromkeys(fit.root for fit in every if (fit.pack, fit.lacking) == (packs[0], found[0].lacking))
+    if root and len(roots) > 1:
+        place = f"{_describe_place(found[0])} and {count_noun(len(roots) - 1, 'other root')}"
+        options = join_words((f"--root {each}" for each in roots), 4, "or")
+        return f"these keys are those of {_name_packs(packs, layouts)}{place}: {options}"
     end = f": --root {root}" if root else f"; {but} writes it" if own else ""
     return f"these keys are those of {_name_packs(packs, layouts)}{_describe_place(found[0])}{end}"
 

@@ -45,9 +45,7 @@ def default_output(source: Path, suffix: str = ".safetensors") -> Path:
     """Return the default output: `ckpt.pth` -> `ckpt.safetensors`; raises `UsageError` for shards and folders."""
     if source.is_dir() or is_index(source.name) or is_first_shard(source.name):
         raise UsageError(
-            Diagnostic(
-                "RK609", f"where should the remapped shards of {source} go?", help=("name a file with -o OUT",)
-            )
+            Diagnostic("RK609", f"where should the result for {source} go?", help=("name a file with -o OUT",))
         )
     return source.with_suffix(suffix)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import remapkit
 from remapkit.api.ruleset import Plan
-from remapkit.plans.check import Check, check_known_keys, count_interchangeable, make_check
+from remapkit.plans.check import Check, check_known_keys, find_interchangeable, make_check
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -61,7 +61,7 @@ def test_interchangeable_targets_are_those_a_swap_of_which_passes(wanted: dict[s
         for b in wanted
         if a != b and wanted[a].shape == wanted[b].shape and a.rpartition(".")[2] == b.rpartition(".")[2]
     }
-    assert count_interchangeable(StateDictSpec(wanted)) == len(swappable)
+    assert len(find_interchangeable(StateDictSpec(wanted))) == len(swappable)
 
 
 def test_a_dtype_mismatch_is_a_note_unless_strict() -> None:

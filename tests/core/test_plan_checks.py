@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remapkit.api.ruleset import Plan
 from remapkit.ops.attention import FlipHalves
-from remapkit.plans.check import Check, check_known_keys, count_interchangeable, make_check
+from remapkit.plans.check import Check, check_known_keys, find_interchangeable, make_check
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 from tests.core.plan_kit import compiled
@@ -32,10 +32,10 @@ def test_of_a_tied_weight_one_name_counts_as_matched_and_the_first_is_named() ->
 
 def test_a_swap_of_tied_names_changes_nothing() -> None:
     header = dict.fromkeys(("a.w", "b.w", "c.w"), F32)
-    assert count_interchangeable(StateDictSpec(header)) == 3
-    assert count_interchangeable(StateDictSpec({"a.w": F32, "b.b": F32, "c.w": TensorSpec("F32", (4,))})) == 0
-    assert count_interchangeable(StateDictSpec(header, tied=(("a.w", "b.w"),))) == 2
-    assert count_interchangeable(StateDictSpec(header, tied=(("a.w", "b.w", "c.w"),))) == 0
+    assert len(find_interchangeable(StateDictSpec(header))) == 3
+    assert len(find_interchangeable(StateDictSpec({"a.w": F32, "b.b": F32, "c.w": TensorSpec("F32", (4,))}))) == 0
+    assert len(find_interchangeable(StateDictSpec(header, tied=(("a.w", "b.w"),)))) == 2
+    assert len(find_interchangeable(StateDictSpec(header, tied=(("a.w", "b.w", "c.w"),)))) == 0
 
 
 def test_a_tied_weight_under_no_name_is_missing() -> None:

@@ -52,11 +52,11 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "every key of a group is interchangeable, alone as well",
-        "picture/model.py",
-        "if len(group) > 1 for number in group",
-        "if group for number in group",
-        "as many are interchangeable as check counts",
-        MODEL,
+        "plans/check.py",
+        "if len(group) > 1 for fqn in group)",
+        "if group for fqn in group)",
+        "a target is interchangeable with another one",
+        ("tests/core/test_plan_checks.py",),
     ),
     Fault(
         "a family forgets its first key",

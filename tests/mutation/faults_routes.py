@@ -160,7 +160,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "an exact answer reads manifests",
         "registry/fit_layouts.py",
-        "        if any(self._is_packed(root, fqn) for fqn in inside):",
+        "        if any(self._is_packed(place, fqn) for fqn in inside):",
         "        if inside:",
         "an exact answer is the cache's alone",
         CACHE,
@@ -200,8 +200,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "all that fit are the nearest",
         "registry/fit_layouts.py",
-        "for distance, fit in found.values() if distance == best]",
-        "for distance, fit in found.values()]",
+        "in found.values() if distance == best]",
+        "in found.values()]",
         "only the nearest layout is named",
         BRUTE,
     ),
@@ -224,7 +224,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "packed weights have another shape",
         "registry/fit_layouts.py",
-        "tuple(fqn for fqn in shapes if not self._is_packed(root, fqn)),",
+        "tuple(fqn for fqn in shapes if fqn not in packed),",
         "tuple(shapes),",
         "quantised variants are named as such",
         BRUTE,
@@ -232,8 +232,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a packed weight has the prefix of no root",
         "registry/fit_layouts.py",
-        '(f"{root}.{fqn}" if root else fqn) in self.packed',
-        "fqn in self.packed",
+        '(f"{place.root}.{own}" if place.root else own) in self.packed',
+        "own in self.packed",
         "quantised variants are named under a root",
         BRUTE,
     ),
@@ -248,8 +248,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the inner root is as good",
         "registry/candidates.py",
-        "foreign + self.lacking, depth, self.root,",
-        "foreign + self.lacking, -depth, self.root,",
+        "            depth,\n",
+        "            -depth,\n",
         "the outer root wins",
         BRUTE,
     ),
@@ -263,7 +263,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "kohya writes dots",
-        "registry/fit_layouts.py",
+        "registry/fit_adapters.py",
         "(_mask_flat if is_flat else mask_indices)(",
         "mask_indices(",
         "adapters are known in every form",

@@ -43,6 +43,7 @@ from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_exam import FAULTS as EXAM
 from tests.mutation.faults_hints import FAULTS as HINTS
+from tests.mutation.faults_layouts import FAULTS as LAYOUTS
 from tests.mutation.faults_learning import FAULTS as LEARNING
 from tests.mutation.faults_matching import FAULTS as MATCHING
 from tests.mutation.faults_numbers import FAULTS as NUMBERS
@@ -64,6 +65,7 @@ FAULTS: tuple[Fault, ...] = (
     *PATTERNS,
     *PLANS,
     *HINTS,
+    *LAYOUTS,
     *CHECKS,
     *AUTHORING,
     *RELATIONS,

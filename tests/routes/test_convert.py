@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import remapkit
+from remapkit.api.identify import identify_header
 from remapkit.cli.app import main
 from remapkit.registry import layouts
 from remapkit.registry.fit_layouts import Verdict, fit_layouts
@@ -58,8 +59,13 @@ def test_how_far_off_a_checkpoint_is() -> None:
     near = found.near[0]
     assert (near.layout, near.missing, near.foreign) == ("flux/bfl", ("img_in.weight",), ("extra.weight",))
     header["img_in.weight"] = ONE
+    found = fit_layouts(StateDictSpec(header))  # the bias is as long as in no size
+    assert not found.fits and found.near[0].shapes == ("img_in.weight",)
+    assert [each.bias for each in found.near[0].contradicts] == ["img_in.bias"]
+    header["img_in.weight"] = TensorSpec("F32", (3072, 99))
     (fit,) = fit_layouts(StateDictSpec(header)).fits
     assert (fit.verdict, fit.shapes) == (Verdict.OTHER_SIZE, ("img_in.weight",))
+    assert "but for the shape of img_in.weight (" in str(identify_header(StateDictSpec(header)))
 
 
 def test_models_in_one_file_are_each_named() -> None:

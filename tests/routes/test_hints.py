@@ -42,6 +42,12 @@ def test_a_layout_that_the_rules_write_is_said_to_be_theirs() -> None:
     assert describe_layouts([f"net.{fqn}" for fqn in names], "flux_bfl") == f"{wanted} under root 'net': --root net"
 
 
+def test_a_layout_under_several_roots_is_named_with_each() -> None:
+    names = list(remapkit.header(KEYS / "flux_bfl.json"))
+    said = describe_layouts([f"{root}.{fqn}" for root in ("c", "a.b") for fqn in names], "wan22_pth")
+    assert said is not None and said.endswith("under root 'c' and 1 other root: --root c or --root a.b")
+
+
 def apply(path: Path) -> None:
     remapkit.apply("wan22_pth", path, path.with_name("out.safetensors"))
 

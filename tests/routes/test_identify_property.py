@@ -218,7 +218,22 @@ def order_near(known: list[Known], made: Made) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- the properties
 
 
+def check_lost(fit: LayoutFit, known: list[Known], made: Made) -> None:
+    """A prefix is lost where with it the names are a layout's, all or, if near, half of them."""
+    (layout,) = (each for each in known if each.name == fit.layout)
+    here = {mask(f"{fit.lost}{name}") for name in made.plain}
+    known_names = sum(mask(f"{fit.lost}{name}") in layout.kinds for name in made.plain)
+    assert not fit.root and 2 * known_names >= len(made.plain)
+    assert not fit.fits or (here <= layout.kinds and 2 * len(layout.kinds - here) <= len(layout.kinds))
+    assert layout.name not in order_near(known, made)
+
+
 def check_answer(found: LayoutFits, known: list[Known], made: Made) -> None:
+    lost = [fit for fit in (*found.fits, *found.near) if fit.lost]
+    for fit in lost:
+        check_lost(fit, known, made)
+    if any(fit.lost for fit in found.fits):
+        return
     exact = {(fit.layout, fit.root) for fit in found.fits if fit.verdict is Verdict.EXACT}
     assert exact == find_exact(known, made)
     others = [fit for fit in found.fits if fit.verdict is not Verdict.EXACT]
@@ -233,7 +248,8 @@ def check_answer(found: LayoutFits, known: list[Known], made: Made) -> None:
     if found.fits:
         assert not found.near
     else:
-        assert [fit.layout for fit in found.near] == order_near(known, made)[:MAX_NEAR]
+        plain = [fit.layout for fit in found.near if not fit.lost]
+        assert plain == order_near(known, made)[: MAX_NEAR - len(lost)]
         assert all(fit.verdict is Verdict.NEAR for fit in found.near)
 
 

@@ -19,6 +19,7 @@ def run(args: Namespace) -> CommandOutcome:
             args.to,
             args.output,
             via=args.via,
+            from_layout=args.from_layout,
             with_files=args.with_files,
             **get_writing_options(args),
             progress=bar,

@@ -1,0 +1,71 @@
+"""Fit an adapter (LoRA) to the layouts of the installed packs: by its modules, in the form in which it names them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from remapkit.companions.names import find_adapter_module
+from remapkit.registry.candidates import Candidate
+from remapkit.tensors.families import mask_indices
+
+ADAPTER_FORMS = (
+    ("PEFT", "base_model.model.", False),
+    ("ComfyUI", "diffusion_model.", False),
+    ("diffusers", "transformer.", False),
+    ("diffusers", "unet.", False),
+    ("kohya", "lora_unet_", True),
+    ("kohya", "lora_transformer_", True),
+    ("bare", "", False),
+)
+"""How files name the modules of an adapter: a prefix, and whether dots are written as `_`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFit:
+    """How an adapter fits a layout: `known` of its modules are modules of it, named in a known form."""
+
+    layout: str
+    form: str
+    modules: int
+    known: int
+
+
+def is_adapter(names: Iterable[str]) -> bool:
+    """Return whether most of some names are those of an adapter."""
+    modules = [find_adapter_module(fqn) is not None for fqn in names]
+    return 2 * sum(modules) > len(modules)
+
+
+def fit_adapter(names: Iterable[str], candidates: Iterable[Candidate]) -> tuple[AdapterFit, ...]:
+    """Return the layouts that have most of an adapter's modules, each in the forms in which it has most."""
+    found_modules = map(find_adapter_module, names)
+    modules = list(dict.fromkeys(module for module in found_modules if module is not None))
+    forms = [
+        (form, is_flat, Counter((_mask_flat if is_flat else mask_indices)(module[len(prefix) :]) for module in own))
+        for form, prefix, is_flat in ADAPTER_FORMS
+        if (own := [module for module in modules if module.startswith(prefix)])
+    ]
+    known: Counter[tuple[str, str]] = Counter()
+    for candidate in candidates:
+        bases = {kind.rpartition(".")[0] for kind in candidate.kinds}
+        flat = {base.replace(".", "_") for base in bases}
+        for form, is_flat, kinds in forms:
+            of_form = candidate.layout, form
+            known[of_form] = max(
+                known[of_form], sum(kinds[kind] for kind in kinds.keys() & (flat if is_flat else bases))
+            )
+    most = max(known.values(), default=0)
+    best = sorted(of_form for of_form, count in known.items() if count == most > 0)
+    return tuple(AdapterFit(layout, form, len(modules), most) for layout, form in best)
+
+
+def _mask_flat(module: str) -> str:
+    """Replace the numbers in a name whose dots are written as `_`.
+
+    >>> _mask_flat("double_blocks_3_img_mlp_0")
+    'double_blocks_*_img_mlp_*'
+    """
+    return re.sub(r"(?<![^_])\d+(?![^_])", "*", module)

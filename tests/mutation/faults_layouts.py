@@ -1,0 +1,98 @@
+"""Faults in what decides between layouts: relations of shapes, lost prefixes, counts of other sizes."""
+
+from __future__ import annotations
+
+from tests.mutation.fault import Fault
+
+RELATIONS = ("tests/routes/test_relations.py",)
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "only the first equal dimension can be the outputs",
+        "tensors/relations.py",
+        "dims = frozenset(dim for dim, size in enumerate(spec.shape) if size == length)",
+        "dims = frozenset([spec.shape.index(length)] if length in spec.shape else [])",
+        "a layout is contradicted in none of its sizes",
+        RELATIONS,
+    ),
+    Fault(
+        "a bias may be as long as any dimension",
+        "tensors/relations.py",
+        "all(spec.shape[dim] != length for dim in dims)",
+        "length not in spec.shape",
+        "shapes tell layouts with the same names apart",
+        RELATIONS,
+    ),
+    Fault(
+        "equal dimensions decide nothing",
+        "registry/fit_layouts.py",
+        "        return agreeing or [fit for fit, _ in nearest]",
+        "        return [fit for fit, _ in nearest]",
+        "shapes tell layouts with the same names apart",
+        RELATIONS,
+    ),
+    Fault(
+        "a contradicted layout fits",
+        "registry/fit_layouts.py",
+        "if differs.contradicts and not self._trusted:",
+        "if False:",
+        "a contradicted layout does not fit",
+        (*RELATIONS, "tests/routes/test_convert.py"),
+    ),
+    Fault(
+        "a layout that is left open is guessed",
+        "api/convert.py",
+        "            if len(open_) > 1:",
+        "            if False:",
+        "a layout that is left open is refused",
+        RELATIONS,
+    ),
+    Fault(
+        "a layout that is named is not taken",
+        "registry/fit_layouts.py",
+        "    if layout is not None:\n",
+        "    if False:\n",
+        "a layout that is named is taken",
+        RELATIONS,
+    ),
+    Fault(
+        "a target by the caller silences the warning about shapes",
+        "api/apply.py",
+        "        notes = tuple(report_contradictions(plan, known)) if known is not None else ()",
+        "        notes = ()",
+        "apply warns of shapes that contradict its rules",
+        RELATIONS,
+    ),
+    Fault(
+        "a lost prefix is not looked for",
+        "registry/candidates.py",
+        "for lost in list_lost(known)]",
+        "for lost in ()]",
+        "a lost prefix is found like a root",
+        RELATIONS,
+    ),
+    Fault(
+        "a lost prefix needs rules alone",
+        "plans/roots.py",
+        'not kinds & {"rule", "keep"}',
+        'not kinds & {"rule"}',
+        "a lost prefix is named",
+        RELATIONS,
+    ),
+    Fault(
+        "a hole is taken for another count",
+        "plans/groups.py",
+        "if holes and not whole else []",
+        "if holes else []",
+        "a hole names no param",
+        RELATIONS,
+    ),
+    Fault(
+        "no param is named",
+        "plans/groups.py",
+        "    if not changed or None in params:",
+        "    if True:",
+        "the param of a count is named",
+        RELATIONS,
+    ),
+)
