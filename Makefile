@@ -31,13 +31,13 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n auto --durations=10
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --durations=10
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n auto -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 test-portable: $(VENV)/.installed-test
-	$(PORTABLE) $(BIN)/python -m pytest -q -n auto
+	$(PORTABLE) $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/make_example_report.py

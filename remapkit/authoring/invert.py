@@ -16,7 +16,7 @@ from remapkit.authoring.write_inverse import InverseWriter, Lost
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.plans.make import make_plan
-from remapkit.proofs.model import Level
+from remapkit.proofs.model import Level, Proof
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.arithmetic import ParamValue
 from remapkit.rulefile.read import read_text
@@ -59,12 +59,14 @@ def invert(
     header: Iterable[str] | None = None,
     beside: Path | None = None,
     partial: bool = False,
+    proof: Proof | None = None,
 ) -> str:
     """Return the inverse of a rule set as the text of a rule file.
 
     `header` are known source keys, which are mapped there and back as a check; `beside` is the folder for the text
     (paths in a rule file are relative to it; None leaves them unchanged). `partial`: if keys are dropped, or the
-    operations of a rule have no inverse, return the inverse of the rest, which names them. Raises `InvalidRules`
+    operations of a rule have no inverse, return the inverse of the rest, which names them; `proof`: that of these
+    rules with these keys, where it is known already. Raises `InvalidRules`
     with the reason, the rule and the witness if there is no inverse. The result is proven, and maps the target of
     every test and of every known key back to its source.
 
@@ -73,7 +75,7 @@ def invert(
     name: wan22_pth_inverse
     """
     keys = tuple(header) if header is not None else ()
-    _refuse_unproven(rule_set, keys)
+    _refuse_unproven(rule_set, keys, proof)
     lost = list_lost(rule_set, keys)
     _refuse_lossy(rule_set, partial=partial)
     tables = Tables()
@@ -104,12 +106,12 @@ def invert(
     return text
 
 
-def _refuse_unproven(rule_set: CompiledRules, keys: tuple[str, ...]) -> None:
+def _refuse_unproven(rule_set: CompiledRules, keys: tuple[str, ...], proof: Proof | None) -> None:
     if not rule_set.everything and rule_set.key_params:
         title = f"{rule_set.name} has no inverse: the ranges of all its rules are empty"
         help = (f"give other values with --param ({', '.join(rule_set.key_params)})",)
         raise InvalidRules(Diagnostic("RK210", title, help=help, place=rule_set.file.source.name))
-    proof = prove(rule_set, header=keys)
+    proof = proof or prove(rule_set, header=keys)
     if proof.level is Level.ALL or (proof.level is Level.DOMAIN and not proof.witnesses):
         return
     reason = "it is not proven for all keys" if proof.level is Level.UNDECIDED else "two keys map to one target"

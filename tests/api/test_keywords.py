@@ -46,17 +46,19 @@ def list_messages() -> Iterator[tuple[str, str]]:
     for path in sorted(ROOT.rglob("*.py")):
         if "cli" in path.parts or path.name == "keywords.py":
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        inner = {
-            id(value) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for value in ast.walk(node)
-        } - {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}
-        for node in ast.walk(tree):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+        inner = {id(value) for node in joined for value in ast.walk(node)} - set(map(id, joined))
+        inner_or_docs = inner | docs
+        for node in nodes:
             text = ""
             if isinstance(node, ast.JoinedStr):
                 text = "".join(each.value if isinstance(each, ast.Constant) else "x.y" for each in node.values)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner | docs:
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner_or_docs:
                 text = node.value
+            if "--" not in text:
+                continue
             text = re.sub(r"(--[a-z]+)-x\.y", r"\1-a", text)
             if re.search(r"(?<![\w-])--[a-z]", text.replace("--x.y", "")):
                 yield str(path.relative_to(ROOT)), text

@@ -18,6 +18,7 @@ from remapkit.authoring.invert import invert
 from remapkit.diagnostics.diagnostic import Diagnostic, render, to_github, to_json
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.plans.make import make_plan
+from remapkit.proofs.model import Proof
 from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.selftest import run_tests
@@ -322,14 +323,15 @@ def judged(text: str) -> str:
         return error.diagnostics[0].code
     proof = prove(compiled)
     _looked_at(proof.findings, placed=False)
-    for do in (_inverted, _tested, _explained, _planned):
+    _inverted(compiled, proof)
+    for do in (_tested, _explained, _planned):
         do(compiled)
     return "ok"
 
 
-def _inverted(compiled: RuleSet) -> None:
+def _inverted(compiled: RuleSet, proof: Proof) -> None:
     try:
-        back = invert(compiled)
+        back = invert(compiled, proof=proof)
     except RemapkitError as error:
         _looked_at(error.diagnostics, placed=True)
         return

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 # --- pickles ------------------------------------------------------------------------------------------
@@ -88,6 +89,17 @@ class Entry:
     extra: bytes = b""
 
 
+def deflate(content: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(content) + packer.flush()
+
+
+@cache
+def deflate_zeros(count: int) -> bytes:
+    """Half a gigabyte of zeros is in two attacks, and packed once; its bytes are not kept."""
+    return deflate(bytes(count))
+
+
 @dataclass
 class Archive:
     """An archive written field by field."""
@@ -103,8 +115,8 @@ class Archive:
         for entry in self.entries:
             packed = entry.content
             if entry.deflate:
-                packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-                packed = packer.compress(entry.content) + packer.flush()
+                zeros = entry.content == bytes(len(entry.content))
+                packed = deflate_zeros(len(entry.content)) if zeros else deflate(entry.content)
             crc = zlib.crc32(entry.content) if entry.crc is None else entry.crc
             if entry.same_place_as is not None:
                 placed.append((placed[entry.same_place_as][0], packed, crc))

@@ -63,8 +63,35 @@ def _make_validator() -> Any:
 
     schema = json.loads(schema_text())
     inlined = _inline_refs(schema, schema["$defs"])
-    extended = validators.extend(Draft202012Validator, {"additionalProperties": _find_further_fields})  # type: ignore[no-untyped-call]
+    keywords = {"additionalProperties": _find_further_fields, "properties": _find_in_fields, "items": _find_in_items}
+    extended = validators.extend(Draft202012Validator, keywords)  # type: ignore[no-untyped-call]
     return extended(inlined)
+
+
+def _find_in_fields(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+    """Check the known fields; jsonschema sees those alone in which something is wrong, which are few."""
+    if isinstance(value, dict):
+        for name, subschema in wanted.items():
+            if name in value and not _find_fast_check(subschema)(value[name]):
+                yield from validator.descend(value[name], subschema, path=name, schema_path=name)
+
+
+def _find_in_items(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            if not _find_fast_check(wanted)(item):
+                yield from validator.descend(item, wanted, path=place)
+
+
+_FAST_CHECKS: dict[int, tuple[Any, Predicate]] = {}
+"""The checks of the parts of the schema by their identity; each is kept beside its check, so that none is reused."""
+
+
+def _find_fast_check(schema: Any) -> Predicate:
+    known = _FAST_CHECKS.get(id(schema))
+    if known is None:
+        known = _FAST_CHECKS[id(schema)] = schema, compile_check(schema)
+    return known[1]
 
 
 def _find_further_fields(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
@@ -75,7 +102,8 @@ def _find_further_fields(validator: Any, wanted: Any, value: Any, schema: Any) -
     further = [name for name in value if name not in known] if isinstance(value, dict) else []
     if isinstance(wanted, Mapping):
         for name in further:
-            yield from validator.descend(value[name], wanted, path=name)
+            if not _find_fast_check(wanted)(value[name]):
+                yield from validator.descend(value[name], wanted, path=name)
     elif further and not wanted:
         yield ValidationError("unknown fields")
 
