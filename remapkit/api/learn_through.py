@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from remapkit.compute.move_bytes import read_target_chunks
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
-from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.diagnostics.wording import count_noun, join_words, list_names, show_key
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.formats.options import make_read_options
@@ -30,6 +30,9 @@ from remapkit.tensors.spec import StateDictSpec
 if TYPE_CHECKING:
     from remapkit.authoring.through import Conversion
     from remapkit.authoring.write_constants import Fill
+
+
+_USUAL = "the rules do what it does for random numbers of the source's dtypes; check what it does for your checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def learn_through(
     allow_expand: bool = False,
     follow_links: bool = False,
     force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ThroughReport:
     """Derive the rules that do what a converter does: any function from state dict to state dict.
 
@@ -97,6 +101,7 @@ def learn_through(
         root: Where the state dict is in a checkpoint that holds several.
         strip, strict_pickle, allow_expand, follow_links: How the source is read; see `open_checkpoint`.
         force: Replace the files if they exist.
+        progress: Called before each run with the bytes converted so far, and those expected in all.
 
     Returns:
         `ThroughReport`. The rules are proven for all keys. Its `diagnostics` say what the converter does wrong, and
@@ -130,7 +135,7 @@ def learn_through(
     path = Path(through.rpartition(":")[0])
     sources = [*sources, path] if not through.startswith("py:") and path.is_file() else sources
     check_name_and_source(name, header)
-    found = run_converter(resolve_converter(through, arg), header)
+    found = run_converter(resolve_converter(through, arg), header, progress)
     where: tuple[str | None, str | None] = (None, None) if output is None else _name_manifests(output)
     learned, added = _learn_rules(_Study(name, header, found, where))
     if output is not None:
@@ -262,6 +267,13 @@ def _report_converter(found: Conversion, source: StateDictSpec, added: Collectio
         verb = "differs" if len(found.unstable) == 1 else "differ"
         title = f"{count_noun(len(found.unstable), 'target')} of the converter {verb} from run to run"
         yield _warn("RK672", title, found.unstable, found.target.name, "a converter must do the same in every run")
+    if found.doubts:
+        lines = [f"{each.given}: {join_words(map(show_key, each.targets), 3)}" for each in found.doubts]
+        title = "the converter does something else for other values or dtypes than the rules do"
+        yield _warn("RK672", title, lines, found.target.name, _USUAL)
+    if found.reads:
+        title = "what the converter does may depend on values: its code reads them"
+        yield _warn("RK672", title, found.reads, source.name, _USUAL)
     for names, what in ((found.kept, "the converter leaves the names of"), (found.beside, "not tensors, ignored:")):
         if names:
             title = f"{what} {count_noun(len(names), 'key')}" + (" alone" if names is found.kept else "")

@@ -6,9 +6,10 @@ import contextlib
 import io
 import logging
 import random
+import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from remapkit.authoring.random_tensors import RandomTensors, StateTensors
+from remapkit.authoring.watch_values import ValueWatch
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import show_key
@@ -26,6 +28,8 @@ from remapkit.tensors.from_torch import TORCH_DTYPES
 from remapkit.tensors.spec import StateDictSpec, find_name_problem
 
 _OURS = Path(__file__).parent.parent
+_USUAL_RUNS = 4
+"""The runs on a whole source that are always made."""
 _LIBRARIES = (str(_OURS), str(Path(torch.__file__).parent))
 """Frames of these are not the converter's own code."""
 
@@ -39,11 +43,16 @@ class Returned:
 
 
 class Runner:
-    """Runs a converter, each time on a fresh copy, with other random numbers, and after the first time quietly."""
+    """Runs a converter, each time on a fresh copy, with other random numbers, and after the first time quietly.
 
-    def __init__(self, converter: Converter) -> None:
-        self.converter = converter
-        self.runs = 0
+    `reads` are the lines of its code that were seen to read values of tensors. `progress` is told the bytes of all
+    sources that were converted, and those that are expected: more, if there are further runs.
+    """
+
+    def __init__(self, converter: Converter, progress: Callable[[int, int], None] | None = None) -> None:
+        self.converter, self.progress = converter, progress
+        self.runs = self.done = self.total = 0
+        self.reads: dict[str, None] = {}
 
     def run(self, source: RandomTensors, order: Sequence[str] | None = None) -> Returned:
         """Return what the converter makes of the source, whose keys come in `order`.
@@ -52,8 +61,15 @@ class Runner:
         """
         self.runs += 1
         state = source.make_state(order)
+        self._show_progress(source.header().nbytes)
         try:
-            with _control_chance(self.runs), _hush(self.runs > 1), isolate_guest(), torch.no_grad():
+            with (
+                _control_chance(self.runs),
+                _hush(self.runs > 1),
+                isolate_guest(),
+                torch.no_grad(),
+                ValueWatch(self.reads),
+            ):
                 returned = self.converter.call(state)
                 if isinstance(returned, Iterator):  # of pairs; it is the converter that runs here
                     returned = list(returned)
@@ -78,18 +94,28 @@ class Runner:
         )
         return Returned(named, beside)
 
+    def _show_progress(self, size: int) -> None:
+        self.done += size
+        self.total = max(self.total, self.done, _USUAL_RUNS * size)
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
 
 @contextlib.contextmanager
 def _control_chance(number: int) -> Iterator[None]:
     """Seed the usual generators with the number of the run: what depends on chance must differ, and be the same again
-    when we are called again. Their states are restored."""
+    when we are called again. Their states are restored. Each run is on another day, too."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    clocks, days = (time.time, time.time_ns), 86_401 * number
+    time.time = lambda: clocks[0]() + days
+    time.time_ns = lambda: clocks[1]() + days * 10**9
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
     try:
         yield
     finally:
+        time.time, time.time_ns = clocks
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])

@@ -27,10 +27,15 @@ class RandomTensors(FileReader):
 
     format = "random"
 
-    def __init__(self, header: StateDictSpec, seed: int = 0, others: Iterable[str] = ()) -> None:
-        """`others` are keys that get values of the next seed instead, which differ as soon as there is an element."""
+    def __init__(
+        self, header: StateDictSpec, seed: int = 0, others: Iterable[str] = (), *, kind: str = "normal"
+    ) -> None:
+        """`others` are keys that get values of the next seed instead, which differ as soon as there is an element.
+
+        `kind` is of floats: `normal`, `wide`, `special`, `negative`, `positive` or `zero`.
+        """
         super().__init__(Path(header.name), ())
-        self._header, self._seed = header, seed
+        self._header, self._seed, self.kind = header, seed, kind
         self._tries: dict[str, tuple[int, int]] = {}
         self._last: tuple[str, torch.Tensor] | None = None
         taken: set[bytes] = set()
@@ -60,7 +65,7 @@ class RandomTensors(FileReader):
         seed, attempt = self._tries.get(fqn, (self._seed, 0))
         name = f"{seed}/{attempt}/{fqn}".encode(errors="surrogatepass")
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(name, digest_size=7).digest()))
-        return _fill(spec, generator)
+        return _change_values(_fill(spec, generator), self.kind, generator)
 
     def make_state(self, order: Iterable[str] | None = None) -> dict[str, Any]:
         """Return a plain dict of new tensors, in the header's or another order."""
@@ -116,6 +121,23 @@ def _digest(tensor: torch.Tensor, spec: TensorSpec) -> bytes:
     digest = hashlib.blake2b(repr(spec).encode(), digest_size=20)
     digest.update(view_bytes(tensor))
     return digest.digest()
+
+
+def _change_values(tensor: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Return values of a kind that random numbers hardly ever are; what is no plain float only becomes zero."""
+    if kind == "zero":
+        return torch.zeros_like(tensor)
+    if kind == "normal" or tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return tensor
+    if kind in ("positive", "negative"):
+        return tensor.abs() if kind == "positive" else -tensor.abs()
+    most = 2.0 * torch.tensor(torch.finfo(tensor.dtype).max, dtype=torch.float64).log2().item() - 2
+    powers = (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5) * most
+    wide = (tensor.double().sign() * powers.exp2()).to(tensor.dtype)
+    if kind == "special":
+        flat, special = wide.reshape(-1), (float("nan"), float("inf"), float("-inf"), -0.0)
+        flat[: len(special)] = torch.tensor(special, dtype=tensor.dtype)[: flat.numel()]
+    return wide
 
 
 def _fill(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:

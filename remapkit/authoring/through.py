@@ -8,12 +8,13 @@ and on other orders of the keys, show what no run ever uses, and which keys the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from remapkit.authoring.call_converter import Runner
+from remapkit.authoring.find_doubts import Doubt, find_doubts
 from remapkit.authoring.find_relations import find_relations
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.random_tensors import RandomTensors, StateTensors
@@ -56,6 +57,8 @@ class Conversion:
     other keys that change nothing in the result; `unclear` are keys of which the budget of runs does not say whether
     they do. `kept` are keys that keep name and values; `constant` are targets with the same values whatever A holds;
     `unstable` are targets that differ from run to run on the same values. `beside` names values that are no tensors.
+    `doubts` are values and dtypes for which the converter does something else, and `reads` the lines of its code that
+    look at values.
     """
 
     pairing: Pairing
@@ -70,9 +73,13 @@ class Conversion:
     constant: tuple[str, ...] = ()
     unstable: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
-def run_converter(converter: Converter, header: StateDictSpec) -> Conversion:
+def run_converter(
+    converter: Converter, header: StateDictSpec, progress: Callable[[int, int], None] | None = None
+) -> Conversion:
     """Run a converter until its effect on each key is known, or the budget of runs is spent.
 
     At most one source and one result are in memory at a time, besides what is being read.
@@ -81,7 +88,7 @@ def run_converter(converter: Converter, header: StateDictSpec) -> Conversion:
     state dict or other keys from run to run, RK673 if the source is too large.
     """
     _check_source(converter, header)
-    runner = Runner(converter)
+    runner = Runner(converter, progress)
     first, other = RandomTensors(header), RandomTensors(header, 1)
     digests = runner.run(first).tensors.digests()
     returned = runner.run(other)
@@ -108,13 +115,33 @@ def run_converter(converter: Converter, header: StateDictSpec) -> Conversion:
     verifier = Verifier(first, result)
     relations = tuple(each for each in relations if unstable.isdisjoint(each.targets) and verifier.is_true(each))
     effects = _find_effects(runner, trial, _Trial(first, result), pairing, relations, frozenset(unstable))
+    doubts = _find_doubts(runner, trial, header, pairing, relations, list(target))
     return Conversion(
         *(pairing, target, first, result, relations, effects.collisions, effects.vanished, effects.unclear),
         kept=tuple(fqn for fqn, made in pairing.pairs.items() if fqn == made),
         constant=tuple(fqn for fqn in pairing.only_b if fqn in constant and fqn not in unstable),
         unstable=tuple(fqn for fqn in digests if fqn in unstable),
         beside=returned.beside,
+        doubts=tuple(doubts),
+        reads=tuple(runner.reads),
     )
+
+
+def _find_doubts(
+    runner: Runner,
+    trial: _Trial | None,
+    header: StateDictSpec,
+    pairing: Pairing,
+    relations: Sequence[Relation],
+    targets: Sequence[str],
+) -> list[Doubt]:
+    """Try other values on small tensors; relations, which have sizes, on those of the real ones."""
+    if trial is None:
+        return list(find_doubts(runner, header, pairing, relations, targets))
+    found = list(find_doubts(runner, trial.source.header(), pairing, (), targets))
+    if relations and not found:
+        found += find_doubts(runner, header, pairing, relations, targets)
+    return found
 
 
 def _check_source(converter: Converter, header: StateDictSpec) -> None:
@@ -255,6 +282,8 @@ def _find_effects(
         sizes = _Search(runner, full.source, full.result.digests(), unstable)
         if not sizes.stays_equal(unused):
             return _Effects({}, (), tuple(fqn for fqn in full.source.header() if fqn in {*unused, *unclear}))
+    if unstable:  # and nobody knows whether these follow from such a key
+        unclear, vanished = [fqn for fqn in full.source.header() if fqn in {*vanished, *unclear}], []
     return _Effects(collisions, tuple(vanished), tuple(unclear))
 
 

@@ -8,6 +8,7 @@ THROUGH = ("tests/learn/test_through.py",)
 KINDS = ("tests/learn/test_through_kinds.py",)
 COMMAND = ("tests/learn/test_through_cli.py",)
 PROPERTIES = ("tests/learn/test_through_properties.py",)
+DOUBTS = ("tests/learn/test_doubts.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -241,5 +242,61 @@ FAULTS: tuple[Fault, ...] = (
         "json.loads(value)",
         "arguments have the types that Python writes",
         COMMAND,
+    ),
+    Fault(
+        "only random numbers are tried",
+        "authoring/find_doubts.py",
+        '        if kind == "wide" or header.nbytes <= SMALL:',
+        '        if kind == "none":',
+        "what a converter does for other values is said",
+        DOUBTS,
+    ),
+    Fault(
+        "relations are not tried on other values",
+        "authoring/find_doubts.py",
+        "        if not verifier.is_true(each):",
+        "        if False:",
+        "an operation that holds only for small numbers is doubted",
+        DOUBTS,
+    ),
+    Fault(
+        "a converter that drops everything is no doubt",
+        "authoring/find_doubts.py",
+        'if error.diagnostics[0].code != "RK669":',
+        "if False:",
+        "no result is another result",
+        DOUBTS,
+    ),
+    Fault(
+        "reading values is not seen",
+        "authoring/watch_values.py",
+        "            self.places[place] = None",
+        "            pass",
+        "the line that decides by a value is named",
+        DOUBTS,
+    ),
+    Fault(
+        "every run is at the same time",
+        "authoring/call_converter.py",
+        "86_401 * number",
+        "0 * number",
+        "names that follow from the clock are refused",
+        DOUBTS,
+    ),
+    Fault(
+        "other dtypes are not tried",
+        "authoring/find_doubts.py",
+        "        if other != dict(header):",
+        "        if False:",
+        "a converter that decides by a dtype is doubted",
+        DOUBTS,
+    ),
+    Fault(
+        "what feeds an unstable target is unused",
+        "authoring/through.py",
+        "    if unstable:  # and nobody",
+        "    if False:  # and nobody",
+        "no key is called unused that may be used",
+        DOUBTS,
     ),
 )

@@ -58,9 +58,11 @@ from tests.mutation.faults_report import FAULTS as REPORT
 from tests.mutation.faults_routes import FAULTS as ROUTES
 from tests.mutation.faults_sources import FAULTS as SOURCES
 from tests.mutation.faults_through import FAULTS as THROUGH
+from tests.mutation.faults_transducers import FAULTS as TRANSDUCERS
 
 FAULTS: tuple[Fault, ...] = (
     *PROOFS,
+    *TRANSDUCERS,
     *MATCHING,
     *PATTERNS,
     *PLANS,

@@ -9,6 +9,7 @@ from remapkit.api.learn import learn
 from remapkit.api.learn_through import learn_through
 from remapkit.authoring.learn import Learned
 from remapkit.cli.arguments import get_reading_options, make_option_error, parse_model_args
+from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.wording import count_noun
 
@@ -55,16 +56,18 @@ def _run_through(args: Namespace) -> CommandOutcome:
     if not args.source:
         help = ("name the checkpoint or the manifest that it converts: --from FILE",)
         raise make_option_error("--through needs --from", *help)
-    report = learn_through(
-        args.through,
-        args.source,
-        None if args.output == "-" else Path(args.output or f"{args.name or 'learned'}.yaml"),
-        arg=parse_model_args(args.arg, "--arg"),
-        name=args.name,
-        root=args.root,
-        **get_reading_options(args),
-        force=args.force,
-    )
+    with show_progress(lambda: f"running {args.through}") as bar:
+        report = learn_through(
+            args.through,
+            args.source,
+            None if args.output == "-" else Path(args.output or f"{args.name or 'learned'}.yaml"),
+            arg=parse_model_args(args.arg, "--arg"),
+            name=args.name,
+            root=args.root,
+            **get_reading_options(args),
+            force=args.force,
+            progress=bar,
+        )
     found = {name: list(getattr(report, name)) for name in ("vanished", "kept", "constant", "unstable", "added")}
     collisions = {target: list(fqns) for target, fqns in report.collisions.items()}
     data = {**_dump_learned(report.learned), "collisions": collisions, **found}
