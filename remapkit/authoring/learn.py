@@ -183,11 +183,12 @@ def _account_for_keys(
     unsaid |= {fqn: each.targets[0] for each in relations if each not in related for fqn in each.sources}
     unsaid |= {fqn: others[0] for fqn, others in pairing.copies.items() if fqn not in read}
     unsaid = {fqn: unsaid[fqn] for fqn in source if fqn in unsaid and fqn not in read}
+    told = {*pairs, *read, *unsaid}
     undecided = _map_distinct(
-        {fqn: others for fqn, others in pairing.alike.items() if fqn not in {*pairs, *read, *unsaid}},
+        {fqn: others for fqn, others in pairing.alike.items() if fqn not in told},
         lambda others: tuple(other for other in others if other not in reached),
     )
-    only_a = tuple(fqn for fqn in pairing.only_a if fqn not in {*pairs, *read, *unsaid})
+    only_a = tuple(fqn for fqn in pairing.only_a if fqn not in told)
     only_b = tuple(fqn for fqn in pairing.only_b if fqn not in reached)
     accounted = {*reached, *only_b}
     open_b = tuple(fqn for fqn in target if fqn not in accounted)

@@ -37,8 +37,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "longer targets are not joined",
         "authoring/join_loosely.py",
-        "    for start in range(shortest):\n",
-        "    for start in range(0):\n",
+        "for start in range(shortest)]",
+        "for start in range(0)]",
         "`shortcut` and `residual.2` are values of one table",
         LINES,
     ),
