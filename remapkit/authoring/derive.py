@@ -64,10 +64,15 @@ class Draft:
     ids: Mapping[str, int]
 
 
-def write_draft(parts: Sequence[DraftRule], head: Sequence[str], notes: Notes | None = None) -> Draft:
-    """Write the rule file of these draft rules, after the lines of `head`."""
+def write_draft(
+    parts: Sequence[DraftRule],
+    head: Sequence[str],
+    notes: Notes | None = None,
+    params: Mapping[str, object] | None = None,
+) -> Draft:
+    """Write the rule file of these draft rules, after the lines of `head`; `params` are more that are counted."""
     rules, tables = _make_rules(parts, notes or Notes())
-    counted = {param.name: param.write() for part in parts for _, param in part.counts.values()}
+    counted = dict(params or {}) | {param.name: param.write() for part in parts for _, param in part.counts.values()}
     lines = [*((line, -1) for line in head), *_write_lines(rules, tables, counted)]
     text = "".join(f"{line}\n" for line, _ in lines)
     return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in rules})
@@ -272,7 +277,10 @@ def _list_test_targets(relation: Relation, tos: Sequence[str], made: str) -> lis
 
 
 def _choose_bound(words: Sequence[str], *, free: bool) -> str | None:
-    return "int" if free and all(map(is_canonical_integer, words)) else write_bound(words)
+    numbers = sum(map(is_canonical_integer, words))
+    if 0 < numbers < len(words):
+        return None
+    return "int" if free and numbers else write_bound(words)
 
 
 def _write_target_item(item: SegmentItem, names: Mapping[int, str], tables: _Tables, made: str) -> str:

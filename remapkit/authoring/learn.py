@@ -8,6 +8,7 @@ rules do to keys that the source does not have (deeper models).
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from remapkit.authoring.learned import Learned as Learned
 from remapkit.authoring.learned import write_leftovers
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
+from remapkit.authoring.require_depths import find_depths, write_requirements
 from remapkit.authoring.settle import Alike, Settled, settle_keys
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -35,6 +37,7 @@ from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
+from remapkit.rules.requirements import find_unmet_requirements
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
@@ -246,8 +249,21 @@ class _Fitting:
             deeper = write_draft(counted, self.write_head_lines(counted), notes)
             # Nothing may change for A: if anything does, the indices stay those that were seen.
             if self.find_wrong_parts(deeper, counted, {}, proves=True) == (set(), ()):
-                return deeper.text, counted
-        return draft.text, parts
+                draft, parts = deeper, counted
+        return self.require_depths(draft, parts, notes).text, parts
+
+    def require_depths(self, draft: Draft, parts: Sequence[DraftRule], notes: Notes) -> Draft:
+        """Return the draft with what its rules assume of the numbers of layers, which A meets."""
+        depths = find_depths(parts, self.source)
+        if not depths:
+            return draft
+        taken = re.findall(r"\w+", draft.text)
+        lines, params = write_requirements(depths, taken)
+        protected = write_draft(parts, [*self.write_head_lines(parts), *lines], notes, params)
+        rules = compile_rules(read_text(protected.text, self.name))
+        unmet = [*find_unmet_requirements(rules, self.source), *_find_problems(rules, self.source, self.target)[0]]
+        assert not unmet, unmet
+        return protected
 
     def fit_rules(
         self, wanted: Sequence[Relation], alike: Alike, notes: Notes, *, proves: bool

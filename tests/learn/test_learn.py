@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -47,6 +47,7 @@ def said(rules: RuleSet, fqns: object) -> dict[str, list[str | None]]:
 
 
 @given(renamings)
+@example({"q.0": "0.0", "q.q": "0"})
 def test_the_rules_say_the_examples_and_their_own_tests_hold(pairs: dict[str, str]) -> None:
     rules = learned(pairs)
     assert said(rules, pairs) == {source: [target] for source, target in pairs.items()}, rules.file.source.text
