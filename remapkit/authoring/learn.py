@@ -23,7 +23,7 @@ from remapkit.authoring.learned import write_leftovers
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.require_depths import find_depths, write_requirements
-from remapkit.authoring.settle import Alike, Settled, settle_keys
+from remapkit.authoring.settle import Alike, By, Settled, settle_keys
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
@@ -93,7 +93,7 @@ def learn(
     pairs, settled = _settle_pairs(fitting, pairs, pairing, relations)
     if not pairs and not relations:
         raise UsageError(_report_no_pairs(source, target, pairing))
-    text, parts = fitting.fit_by_proof(pairs, relations, settled)
+    text, parts = fitting.fit_by_proof(pairs, relations, settled, by_value=pairing.by_value)
     learned = _account_for_keys(text, source, target, pairing, parts, pairs, settled, relations)
     why = {fqn: reasons[fqn] for fqn in learned.only_b if fqn in reasons} if reasons else {}
     learned = replace(learned, reasons=why)
@@ -130,7 +130,11 @@ def _settle_pairs(
     made = {fqn for relation in relations for fqn in relation.targets}
     alike = {fqn: others for fqn, others in _find_candidates(source, target, pairing, made).items() if fqn}
     alike = {fqn: others for fqn, others in alike.items() if fqn not in taken}
-    settled: dict[str, Settled] = {}
+    settled = {
+        fqn: Settled(pairs[fqn], By.GIVEN if is_equal else By.GIVEN_ONLY)
+        for fqn, is_equal in pairing.given.items()
+        if fqn in pairs
+    }
     while alike:
         rules = compile_rules(read_text(fitting.fit_by_replay(pairs, alike).text, fitting.name)) if pairs else None
         found = settle_keys(rules, pairs, alike, pairing)
@@ -196,7 +200,9 @@ def _account_for_keys(
     accounted = {*reached, *only_b}
     open_b = tuple(fqn for fqn in target if fqn not in accounted)
     kept = {fqn: decision for fqn, decision in settled.items() if fqn in covered}
-    return Learned(text, covered, kept, undecided, only_a, only_b, open_b, unsaid, related)
+    return Learned(
+        *(text, covered, kept, undecided, only_a, only_b, open_b, unsaid, related), by_value=pairing.by_value
+    )
 
 
 def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
@@ -237,10 +243,15 @@ class _Fitting:
         return self.fit_rules(_list_renames(pairs), alike, Notes(), proves=False)[0]
 
     def fit_by_proof(
-        self, pairs: Mapping[str, str], relations: Sequence[Relation], settled: Mapping[str, Settled]
+        self,
+        pairs: Mapping[str, str],
+        relations: Sequence[Relation],
+        settled: Mapping[str, Settled],
+        *,
+        by_value: bool,
     ) -> tuple[str, list[DraftRule]]:
         """Return the most general proven text that maps the pairs and relations and no other key, and its rules."""
-        notes = Notes({fqn: each.by.value for fqn, each in settled.items()}, self.target.recorded)
+        notes = Notes({fqn: each.by.value for fqn, each in settled.items()}, self.target.recorded, by_value)
         order = {fqn: number for number, fqn in enumerate(self.source)}
         wanted = sorted([*_list_renames(pairs), *relations], key=lambda each: order.get(each.sources[0], len(order)))
         draft, parts = self.fit_rules(wanted, {}, notes, proves=True)

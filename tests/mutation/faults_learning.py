@@ -7,6 +7,7 @@ from tests.mutation.fault import Fault
 LINES = ("tests/learn/test_rule_lines.py",)
 DEPTH = ("tests/learn/test_depth.py",)
 ROUNDED = ("tests/learn/test_rounded.py",)
+LEARN = ("tests/learn/test_learn.py",)
 SETTLED = ("tests/learn/test_settled_operations.py",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -153,6 +154,38 @@ FAULTS: tuple[Fault, ...] = (
         "return False",
         "what holds for every depth is not refused",
         DEPTH,
+    ),
+    Fault(
+        "given pairs may contradict values",
+        "authoring/pair_by_value.py",
+        "if fqn in certain and other not in certain[fqn]:",
+        "if False:",
+        "values stay in force where they are unique",
+        LEARN,
+    ),
+    Fault(
+        "given pairs with other values are not said",
+        "authoring/learn.py",
+        "By.GIVEN if is_equal else By.GIVEN_ONLY",
+        "By.GIVEN",
+        "a pair whose values differ says so",
+        LEARN,
+    ),
+    Fault(
+        "two constants of one parent fit one place",
+        "authoring/settle_parents.py",
+        "if len(fqns) == len(fitting) == 1:",
+        "if fitting:",
+        "only one candidate is evidence",
+        LEARN,
+    ),
+    Fault(
+        "names below a module are not kept",
+        "authoring/settle_parents.py",
+        "if keeps_names and kept in alike[fqn]:",
+        "if False:",
+        "statistics of a module that kept its names are told apart by them",
+        LEARN,
     ),
     Fault(
         "integers are rounded",
