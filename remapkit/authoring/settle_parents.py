@@ -33,8 +33,8 @@ def propose_by_parent(pairs: Mapping[str, str], alike: Alike) -> dict[str, str]:
     wanting: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
     found: dict[str, str] = {}
     for fqn in alike:
-        parent = next((parent for parent in _list_parents(fqn) if parent in below), None)
-        if parent is None:
+        parent = next((parent for parent in _list_parents(fqn) if parent in below), "")
+        if not parent:
             continue
         if parent not in homes:
             homes[parent] = _find_home(parent, below[parent])

@@ -115,14 +115,20 @@ def folded_from_the_end(n: int) -> Sides:
     return a, {f"h.{i // n}.{i % n}.w": a[f"layer_{i}.w"] for i in range(2 * n)}
 
 
+def shuffled(n: int) -> Sides:
+    a = {f"l.{i}.w": random(4, 3, seed=i) for i in range(n)}
+    return a, {f"h.{(i * i + 5 * i + n) % 11}.w": tensor for i, tensor in enumerate(a.values())}
+
+
 @pytest.mark.parametrize(
-    "make", [reversed_and_last, reversed_but_last, named_last, named_in_steps, folded_from_the_end, last_flipped]
+    "make",
+    [shuffled, reversed_and_last, reversed_but_last, named_last, named_in_steps, folded_from_the_end, last_flipped],
 )
 def test_another_depth_is_right_or_refused(make: Callable[[int], Sides], tmp_path: Path) -> None:
     pack = learn_from(make(4), tmp_path)
     hold_against(pack, make(4))
     refused = 0
-    for depth in (3, 5, 9):
+    for depth in (3, 5, 6):
         try:
             hold_against(pack, make(depth))
         except remapkit.FailedCheck as error:
