@@ -11,7 +11,8 @@ from remapkit.api.inputs import Side, list_files_read, open_sides
 from remapkit.api.ruleset import checked
 from remapkit.authoring import learn as authoring
 from remapkit.authoring.find_rounded import Operations, find_operations, has_equal_rounded
-from remapkit.authoring.pair_by_value import Pairing, pair_by_value
+from remapkit.authoring.pair_by_value import Pairing, add_given, find_contradictions, pair_by_value
+from remapkit.authoring.relation import Relation
 from remapkit.authoring.settle import By
 from remapkit.authoring.verify_relation import has_equal_bytes
 from remapkit.compute.move_bytes import read_target_chunks
@@ -49,6 +50,12 @@ class LearnReport:
         return f"rules that map {read} of {len(self.source)} keys to {made} of {len(self.target)}"
 
     @property
+    def ok(self) -> bool:
+        """Whether the rules read every key of A and make every key of B."""
+        left = self.learned
+        return not (left.undecided or left.only_a or left.only_b or left.open_b or left.unsaid)
+
+    @property
     def text(self) -> str:
         """The rule file."""
         return self.learned.text
@@ -77,7 +84,8 @@ def learn(
         output: The file to write, with the manifests of both in `keys/` next to it; without it only the text is
             returned.
         name: The name of the pack; by default that of the file, else `learned`.
-        pairs: The key of B for each key of A, instead of comparing values: a mapping, or the path of one as JSON.
+        pairs: The key of B for keys of A where values do not say it: a mapping, or the path of one as JSON. Of
+            manifests, which have no values, these are the only pairs.
         root_a, root_b: Where the state dict is in a checkpoint that holds several.
         strip, strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
         force: Replace the files if they exist.
@@ -108,12 +116,16 @@ def learn(
         readers = open_sides(stack, Side(a, root_a), Side(b, root_b), options)
         source, target = (reader.header() for reader in readers)
         sources = list_files_read(arguments, *readers, but=("output",))
-        pairing = _pair_readers(*readers) if pairs is None else _read_pairs(pairs, source, target)
+        given = None if pairs is None else _read_pairs(pairs, source, target)
+        has_values = all(reader.format != "manifest" for reader in readers)
+        pairing = given if given is not None and not has_values else _pair_readers(*readers)
         source, target = source.with_recorded(pairing.recorded_a), target.with_recorded(pairing.recorded_b)
         where: tuple[str | None, str | None] = (None, None)
         if output is not None:
             where = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
-        found, replay = _find_operations(*readers, pairing) if pairs is None else (Operations((), {}), None)
+        found, replay = _find_operations(*readers, pairing) if pairing.by_value else (Operations((), {}), None)
+        if given is not None and pairing.by_value:
+            pairing, found = _add_given(pairing, found, given.pairs)
         learned = authoring.learn(
             name, source, target, pairing, *where, found.relations, replay, reasons=found.reasons
         )
@@ -153,6 +165,33 @@ def _find_operations(a: Reader, b: Reader, pairing: Pairing) -> tuple[Operations
         return known[key]
 
     return found, replay
+
+
+def _add_given(pairing: Pairing, found: Operations, given: Mapping[str, str]) -> tuple[Pairing, Operations]:
+    """Complete what values say by given pairs; raises `UsageError` (RK627) if these contradict it."""
+    wrong = find_contradictions(pairing, given)
+    makers = {fqn: each for each in found.relations for fqn in each.targets}
+    users = {fqn: each for each in found.relations for fqn in each.sources}
+    beaten: list[Relation] = []
+    for fqn, other in given.items():
+        relations = [each for each in (users.get(fqn), makers.get(other)) if each is not None]
+        if all(fqn in each.sources and other in each.targets for each in relations):
+            continue
+        certain = next((each for each in relations if not each.by), None)
+        beaten += [each for each in relations if each.by]
+        if certain is not None:
+            names = f"{' and '.join(certain.sources)} -> {' and '.join(certain.targets)}"
+            wrong.append(f"{fqn} -> {other}: by value, an operation makes {names}")
+    if wrong:
+        title = (
+            f"{count_noun(len(wrong), 'given pair')} {'contradicts' if len(wrong) == 1 else 'contradict'} the values"
+        )
+        help = ("take these pairs out, or correct them: values decide where they are unique",)
+        raise UsageError(Diagnostic("RK627", title, notes=(list_names(wrong),), help=help))
+    kept = tuple(each for each in found.relations if each not in beaten)
+    covered = {fqn for each in kept for fqn in each.sources}
+    added = add_given(pairing, {fqn: other for fqn, other in given.items() if fqn not in covered})
+    return added, replace(found, relations=kept)
 
 
 def _read_pairs(pairs: str | Path | Mapping[str, str], source: StateDictSpec, target: StateDictSpec) -> Pairing:
@@ -215,7 +254,9 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
     for fqns, header in ((learned.only_a, source), (learned.only_b, target)):
         if fqns:
             verb = "has" if len(fqns) == 1 else "have"
-            title = f"{count_noun(len(fqns), 'key')} of {len(header)} {verb} no equal tensor in the other checkpoint"
+            be = "is" if len(fqns) == 1 else "are"
+            said = f"{verb} no equal tensor in the other checkpoint" if learned.by_value else f"{be} in no given pair"
+            title = f"{count_noun(len(fqns), 'key')} of {len(header)} {said}"
             reasons = learned.reasons if header is target else None
             found.append(_make_warning("RK629", title, list(fqns), header.name, reasons))
     return found

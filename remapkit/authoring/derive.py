@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remapkit.authoring.fold_relation import is_rename
-from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem, generalize
+from remapkit.authoring.generalize import Copied, Example, Fixed, LookedUp, SegmentItem, generalize, get_word
 from remapkit.authoring.new import name_captures, write_bound
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.split_keys import COUNTED, GLUE, MARK, join_words, list_sections, split_key
@@ -64,10 +64,15 @@ class Draft:
     ids: Mapping[str, int]
 
 
-def write_draft(parts: Sequence[DraftRule], head: Sequence[str], notes: Notes | None = None) -> Draft:
-    """Write the rule file of these draft rules, after the lines of `head`."""
+def write_draft(
+    parts: Sequence[DraftRule],
+    head: Sequence[str],
+    notes: Notes | None = None,
+    params: Mapping[str, object] | None = None,
+) -> Draft:
+    """Write the rule file of these draft rules, after the lines of `head`; `params` are more that are counted."""
     rules, tables = _make_rules(parts, notes or Notes())
-    counted = {param.name: param.write() for part in parts for _, param in part.counts.values()}
+    counted = dict(params or {}) | {param.name: param.write() for part in parts for _, param in part.counts.values()}
     lines = [*((line, -1) for line in head), *_write_lines(rules, tables, counted)]
     text = "".join(f"{line}\n" for line, _ in lines)
     return Draft(text, tuple(owner for _, owner in lines), {rule.id: rule.part for rule in rules})
@@ -89,6 +94,8 @@ class Notes:
 
     settled: Mapping[str, str] = field(default_factory=dict)
     tied: Collection[str] = ()
+    by_value: bool = True
+    """Whether values were compared; if not, pairs were given."""
 
 
 _Tables = dict[str, tuple[tuple[str, str], ...]]
@@ -142,7 +149,7 @@ def _make_literal_rule(relation: Relation, number: int, ids: set[str], notes: No
 def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables, notes: Notes) -> _Rule:
     example = part.example
     relation = example.relations[0]
-    sections = [example.items[start:end] for start, end in list_sections(_list_marks(example.items))]
+    sections = [example.items[start:end] for start, end in list_sections([get_word(item) for item in example.items])]
     names, joined, made = _name_places(part, sections)
     table_of = {
         item.place: _name_table(names[item.place], item.entries, tables)
@@ -156,11 +163,11 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables, not
     )
     targets = _count_targets(relation, len(sections))
     written = [
-        _join_texts((_get_word(item), _write_pattern_item(item, captures, joined)) for item in section)
+        _join_texts((get_word(item), _write_pattern_item(item, captures, joined)) for item in section)
         for section in sections[:-targets]
     ]
     tos = [
-        _join_texts((_get_word(item), _write_target_item(item, names, tables, made)) for item in section)
+        _join_texts((get_word(item), _write_target_item(item, names, tables, made)) for item in section)
         for section in sections[-targets:]
     ]
     shared = [words[0] for words in example.words if len(words) == 1 and re.search("[^0-9]", words[0])]
@@ -179,14 +186,6 @@ def _count_targets(relation: Relation, sections: int) -> int:
     if relation.cut in ("split", "copy"):
         return len(relation.targets) // (relation.count or 1) if relation.cut == "split" else len(relation.targets)
     return 1
-
-
-def _list_marks(items: Sequence[SegmentItem]) -> list[str]:
-    return [item.word if isinstance(item, Fixed) else "" for item in items]
-
-
-def _get_word(item: SegmentItem) -> str:
-    return item.word if isinstance(item, Fixed) else ""
 
 
 def _join_texts(pairs: Iterator[tuple[str, str]]) -> str:
@@ -210,12 +209,10 @@ def _name_places(part: DraftRule, sections: Sequence[Sequence[SegmentItem]]) -> 
     ]
     names = {place: name for place, (name, _) in zip(places, name_captures(columns), strict=True)}
     joined = next((names.pop(place) for place in places if example.words[place][0].startswith(COUNTED)), "")
-    target = next(
-        (each for each in sections[::-1] if any(_get_word(item).startswith(COUNTED) for item in each)), None
-    )
+    target = next((each for each in sections[::-1] if any(get_word(item).startswith(COUNTED) for item in each)), None)
     if target is None or example.relations[0].cut not in ("unstack", "split"):
         return names, joined, ""
-    words = [_get_word(item) for item in target if not _get_word(item).startswith(GLUE)]
+    words = [get_word(item) for item in target if not get_word(item).startswith(GLUE)]
     columns = [("0", "1") if word.startswith(COUNTED) else (word or "x",) for word in words]
     place = next(place for place, word in enumerate(words) if word.startswith(COUNTED))
     taken = {name for name in names.values() if name}
@@ -272,7 +269,10 @@ def _list_test_targets(relation: Relation, tos: Sequence[str], made: str) -> lis
 
 
 def _choose_bound(words: Sequence[str], *, free: bool) -> str | None:
-    return "int" if free and all(map(is_canonical_integer, words)) else write_bound(words)
+    numbers = sum(map(is_canonical_integer, words))
+    if 0 < numbers < len(words):
+        return None
+    return "int" if free and numbers else write_bound(words)
 
 
 def _write_target_item(item: SegmentItem, names: Mapping[int, str], tables: _Tables, made: str) -> str:
@@ -327,7 +327,8 @@ def _describe_words(words: Sequence[str]) -> str:
 def _describe_relations(relations: Sequence[Relation], notes: Notes) -> str:
     """Return how many keys, and how their targets are known: the kinds of evidence with their numbers."""
     keys = len({fqn for relation in relations for fqn in relation.sources})
-    plain = "by value" if is_rename(relations[0]) else "operation found by value"
+    by_hand = "by value" if notes.by_value else "by the given pairs"
+    plain = by_hand if is_rename(relations[0]) else "operation found by value"
     kinds = Counter(
         f"equal after rounding to {relation.rounded}"
         if relation.rounded

@@ -395,7 +395,9 @@ def _explain_segment(
         computed = _find_arithmetic([int(word) for word in wanted], columns, varying)
         if computed is not None:
             return computed
-    for place in sorted(varying, key=lambda place: (is_canonical_integer(columns[place][0]), place in used, place)):
+    for place in sorted(
+        varying, key=lambda place: (all(map(is_canonical_integer, columns[place])), place in used, place)
+    ):
         entries: dict[str, str] = {}
         if all(entries.setdefault(word, found) == found for word, found in zip(columns[place], wanted, strict=True)):
             return LookedUp(place, tuple(entries.items()))
@@ -409,7 +411,8 @@ def _find_arithmetic(
     return None if found is None else ComputedSegment(*found)
 
 
-def _get_word(item: SegmentItem) -> str:
+def get_word(item: SegmentItem) -> str:
+    """Return the word of a fixed segment; "" for others."""
     return item.word if isinstance(item, Fixed) else ""
 
 
@@ -421,7 +424,7 @@ def _join_tables(items: Sequence[SegmentItem]) -> Iterator[SegmentItem]:
         following = items[place + 1] if place + 1 < len(items) else None
         is_glue = pending is not None and isinstance(item, Fixed) and item.word.startswith(GLUE)
         if is_glue and isinstance(following, LookedUp) and pending and following.place == pending.place:
-            glue = _get_word(item)
+            glue = get_word(item)
             continue
         if isinstance(item, LookedUp) and pending is not None and item.place == pending.place:
             values = dict(item.entries)

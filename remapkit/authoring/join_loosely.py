@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from remapkit.authoring.fold_relation import Folded
@@ -67,22 +67,24 @@ def join_loosely(
     masked = {fqn: _mask_numbers(folded.source) for fqn, folded in split.items()}
     families = set(masked.values())
     tried: dict[tuple[int, int, Span], tuple[int, Words]] = {}
+    columns = {number: _list_columns(group, split) for number, group in joined.items()}
     while True:
         best: tuple[int, Words] = (0, {})
         chosen = (-1, -1)
-        neighbours = _list_neighbours(joined, split)
-        left -= len(neighbours)
+        neighbours = _list_neighbours({number: split[group[0]].form for number, group in joined.items()}, columns)
+        left -= len(neighbours) + len(joined)
         for one, other, span in neighbours:
             if (one, other, span) not in tried:
                 if left < 0:
                     break
                 sample = [fqn for number in (one, other) for fqn in joined[number][:SAMPLE]]
                 left -= len(sample)
-                if not _may_be_explained(sample, span, split, explainer):
+                cuts = _find_cuts(sample, span, split, explainer)
+                if not cuts:
                     tried[one, other, span] = 0, {}
                     continue
-                left -= 4 * (len(joined[one]) + len(joined[other]))
-                found = _try_pair((joined[one], joined[other]), span, split, explainer)
+                left -= (3 + len(cuts)) * (len(joined[one]) + len(joined[other]))
+                found = _try_pair((joined[one], joined[other]), span, cuts, split, explainer)
                 left -= len(families)
                 takes_more = found[0] and _takes_others(families, masked, found[1])
                 tried[one, other, span] = (0, {}) if takes_more else found
@@ -91,20 +93,23 @@ def join_loosely(
         if not best[0]:
             break
         split.update(best[1])
-        joined[max(joined) + 1] = [fqn for number in chosen for fqn in joined[number]]
-        for number in chosen:
-            del joined[number]
+        number = max(joined) + 1
+        joined[number] = [fqn for part in chosen for fqn in joined[part]]
+        columns[number] = _list_columns(joined[number], split)
+        for part in chosen:
+            del joined[part], columns[part]
     return list(joined.values()), [number >= len(groups) for number in joined]
 
 
-def _list_neighbours(groups: Mapping[int, Sequence[str]], split: Mapping[str, Folded]) -> list[tuple[int, int, Span]]:
+def _list_neighbours(
+    forms: Mapping[int, object], columns_of: Mapping[int, Sequence[frozenset[str]]]
+) -> list[tuple[int, int, Span]]:
     """Return pairs of groups that differ in one place, or in it and the last word; one of them has one word there."""
     buckets: defaultdict[tuple[object, Span], list[int]] = defaultdict(list)
     short: set[tuple[object, int]] = set()
-    for number, group in groups.items():
-        columns = _list_columns(group, split)
+    for number, form in forms.items():
+        columns = columns_of[number]
         last = len(columns) - 1
-        form = split[group[0]].form
         for start in range(len(columns)):
             for stop in range(start + 1, len(columns) + 1):
                 if not _may_be_one(columns[start:stop]):
@@ -187,26 +192,33 @@ def _is_match(text: str, columns: Sequence[Set[str]]) -> bool:
     return any(text.startswith(f"{word}.") and _is_match(text[len(word) + 1 :], rest) for word in first)
 
 
-def _may_be_explained(
+def _find_cuts(
     sample: Sequence[str], span: Span, split: Mapping[str, Folded], explainer: Explainer[Item]
-) -> bool:
-    sources = {fqn: replace(split[fqn], source=_merge_words(split[fqn].source, span)) for fqn in sample}
-    return any(explainer.explain(sample, words) is not None for words in _list_target_cuts(sources))
+) -> list[Span | None]:
+    """Return the cuts of the targets under which one rule maps the sample; the keys of a group have equal lengths."""
+    sources = _merge_sources(sample, span, split)
+    cuts = [(cut, _cut_targets(sources, cut)) for cut in _list_target_cuts(sources)]
+    return [cut for cut, words in cuts if words and explainer.explain(sample, words) is not None]
 
 
 def _try_pair(
-    parts: tuple[list[str], list[str]], span: Span, split: Mapping[str, Folded], explainer: Explainer[Item]
+    parts: tuple[list[str], list[str]],
+    span: Span,
+    cuts: Sequence[Span | None],
+    split: Mapping[str, Folded],
+    explainer: Explainer[Item],
 ) -> tuple[int, Words]:
     """Return how much lighter one rule is, and the words of the keys as it maps them; 0 if there is none."""
     whole = [*parts[0], *parts[1]]
-    sources = {fqn: replace(split[fqn], source=_merge_words(split[fqn].source, span)) for fqn in whole}
+    sources = _merge_sources(whole, span, split)
     if not _is_dense(parts, sources):
         return 0, {}
     shown = [(part, found) for part in parts if (found := explainer.explain(part, split)) is not None]
     weight = sum(_weigh_group(part, split, explainer.weigh(found)) for part, found in shown)
     best: tuple[int, Words] = (0, {})
-    for words in _list_target_cuts(sources):
-        items = explainer.explain(whole, words)
+    for cut in cuts:
+        words = _cut_targets(sources, cut)
+        items = explainer.explain(whole, words) if words else None
         if items is None or not explainer.is_shown(items, [found for _, found in shown]):
             continue
         gain = weight - _weigh_group(whole, words, explainer.weigh(items))
@@ -230,14 +242,29 @@ def _merge_words(words: Segments, span: Span) -> Segments:
     return (*words[: span.start], join_words(words[span.start : stop]), *words[stop:])
 
 
-def _list_target_cuts(sources: Mapping[str, Folded]) -> Iterator[Mapping[str, Folded]]:
-    """Yield the targets as they are, or with several words as one where some have more: `shortcut`, `residual.2`."""
-    shortest = min(len(folded.rest) for folded in sources.values())
-    if all(len(folded.rest) == shortest for folded in sources.values()):
-        yield sources
-        return
-    for start in range(shortest):
-        span = Span(start, shortest - 1 - start)
-        merged = [words for folded in sources.values() for words in folded.rest[start : len(folded.rest) - span.end]]
-        if not any(word.startswith(MARK) for word in merged):
-            yield {fqn: replace(each, rest=_merge_words(each.rest, span)) for fqn, each in sources.items()}
+def _merge_sources(fqns: Iterable[str], span: Span, split: Mapping[str, Folded]) -> Words:
+    # `replace` would cost more than all the rest.
+    return {
+        fqn: Folded(_merge_words(folded.source, span), folded.rest, folded.form)
+        for fqn in fqns
+        for folded in (split[fqn],)
+    }
+
+
+def _list_target_cuts(sources: Words) -> list[Span | None]:
+    """Return None for targets as they are, or which words become one: `shortcut`, `residual.2`."""
+    lengths = {len(folded.rest) for folded in sources.values()}
+    shortest = min(lengths)
+    return [None] if len(lengths) == 1 else [Span(start, shortest - 1 - start) for start in range(shortest)]
+
+
+def _cut_targets(sources: Words, cut: Span | None) -> Words:
+    """Return the keys with several words of their targets as one; none if our own marks are among these words."""
+    if cut is None:
+        return sources
+    found: dict[str, Folded] = {}
+    for fqn, folded in sources.items():
+        if any(word.startswith(MARK) for word in folded.rest[cut.start : len(folded.rest) - cut.end]):
+            return {}
+        found[fqn] = Folded(folded.source, _merge_words(folded.rest, cut), folded.form)
+    return found

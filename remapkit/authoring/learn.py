@@ -8,6 +8,7 @@ rules do to keys that the source does not have (deeper models).
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from remapkit.authoring.learned import Learned as Learned
 from remapkit.authoring.learned import write_leftovers
 from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
-from remapkit.authoring.settle import Alike, Settled, settle_keys
+from remapkit.authoring.require_depths import find_depths, write_requirements
+from remapkit.authoring.settle import Alike, By, Settled, settle_keys
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
@@ -35,6 +37,7 @@ from remapkit.proofs.prover import prove
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
 from remapkit.rules.model import CompiledRules
+from remapkit.rules.requirements import find_unmet_requirements
 from remapkit.rules.selftest import run_tests
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem
 
@@ -90,7 +93,7 @@ def learn(
     pairs, settled = _settle_pairs(fitting, pairs, pairing, relations)
     if not pairs and not relations:
         raise UsageError(_report_no_pairs(source, target, pairing))
-    text, parts = fitting.fit_by_proof(pairs, relations, settled)
+    text, parts = fitting.fit_by_proof(pairs, relations, settled, by_value=pairing.by_value)
     learned = _account_for_keys(text, source, target, pairing, parts, pairs, settled, relations)
     why = {fqn: reasons[fqn] for fqn in learned.only_b if fqn in reasons} if reasons else {}
     learned = replace(learned, reasons=why)
@@ -127,7 +130,11 @@ def _settle_pairs(
     made = {fqn for relation in relations for fqn in relation.targets}
     alike = {fqn: others for fqn, others in _find_candidates(source, target, pairing, made).items() if fqn}
     alike = {fqn: others for fqn, others in alike.items() if fqn not in taken}
-    settled: dict[str, Settled] = {}
+    settled = {
+        fqn: Settled(pairs[fqn], By.GIVEN if is_equal else By.GIVEN_ONLY)
+        for fqn, is_equal in pairing.given.items()
+        if fqn in pairs
+    }
     while alike:
         rules = compile_rules(read_text(fitting.fit_by_replay(pairs, alike).text, fitting.name)) if pairs else None
         found = settle_keys(rules, pairs, alike, pairing)
@@ -183,16 +190,19 @@ def _account_for_keys(
     unsaid |= {fqn: each.targets[0] for each in relations if each not in related for fqn in each.sources}
     unsaid |= {fqn: others[0] for fqn, others in pairing.copies.items() if fqn not in read}
     unsaid = {fqn: unsaid[fqn] for fqn in source if fqn in unsaid and fqn not in read}
+    told = {*pairs, *read, *unsaid}
     undecided = _map_distinct(
-        {fqn: others for fqn, others in pairing.alike.items() if fqn not in {*pairs, *read, *unsaid}},
+        {fqn: others for fqn, others in pairing.alike.items() if fqn not in told},
         lambda others: tuple(other for other in others if other not in reached),
     )
-    only_a = tuple(fqn for fqn in pairing.only_a if fqn not in {*pairs, *read, *unsaid})
+    only_a = tuple(fqn for fqn in pairing.only_a if fqn not in told)
     only_b = tuple(fqn for fqn in pairing.only_b if fqn not in reached)
     accounted = {*reached, *only_b}
     open_b = tuple(fqn for fqn in target if fqn not in accounted)
     kept = {fqn: decision for fqn, decision in settled.items() if fqn in covered}
-    return Learned(text, covered, kept, undecided, only_a, only_b, open_b, unsaid, related)
+    return Learned(
+        *(text, covered, kept, undecided, only_a, only_b, open_b, unsaid, related), by_value=pairing.by_value
+    )
 
 
 def _report_no_pairs(source: StateDictSpec, target: StateDictSpec, pairing: Pairing) -> Diagnostic:
@@ -233,10 +243,15 @@ class _Fitting:
         return self.fit_rules(_list_renames(pairs), alike, Notes(), proves=False)[0]
 
     def fit_by_proof(
-        self, pairs: Mapping[str, str], relations: Sequence[Relation], settled: Mapping[str, Settled]
+        self,
+        pairs: Mapping[str, str],
+        relations: Sequence[Relation],
+        settled: Mapping[str, Settled],
+        *,
+        by_value: bool,
     ) -> tuple[str, list[DraftRule]]:
         """Return the most general proven text that maps the pairs and relations and no other key, and its rules."""
-        notes = Notes({fqn: each.by.value for fqn, each in settled.items()}, self.target.recorded)
+        notes = Notes({fqn: each.by.value for fqn, each in settled.items()}, self.target.recorded, by_value)
         order = {fqn: number for number, fqn in enumerate(self.source)}
         wanted = sorted([*_list_renames(pairs), *relations], key=lambda each: order.get(each.sources[0], len(order)))
         draft, parts = self.fit_rules(wanted, {}, notes, proves=True)
@@ -245,8 +260,21 @@ class _Fitting:
             deeper = write_draft(counted, self.write_head_lines(counted), notes)
             # Nothing may change for A: if anything does, the indices stay those that were seen.
             if self.find_wrong_parts(deeper, counted, {}, proves=True) == (set(), ()):
-                return deeper.text, counted
-        return draft.text, parts
+                draft, parts = deeper, counted
+        return self.require_depths(draft, parts, notes).text, parts
+
+    def require_depths(self, draft: Draft, parts: Sequence[DraftRule], notes: Notes) -> Draft:
+        """Return the draft with what its rules assume of the numbers of layers, which A meets."""
+        depths = find_depths(parts, self.source)
+        if not depths:
+            return draft
+        taken = re.findall(r"\w+", draft.text)
+        lines, params = write_requirements(depths, taken)
+        protected = write_draft(parts, [*self.write_head_lines(parts), *lines], notes, params)
+        rules = compile_rules(read_text(protected.text, self.name))
+        unmet = [*find_unmet_requirements(rules, self.source), *_find_problems(rules, self.source, self.target)[0]]
+        assert not unmet, unmet
+        return protected
 
     def fit_rules(
         self, wanted: Sequence[Relation], alike: Alike, notes: Notes, *, proves: bool

@@ -36,6 +36,8 @@ class Learned:
     unsaid: Mapping[str, str] = field(default_factory=dict)
     relations: tuple[Relation, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    by_value: bool = True
+    """Whether values were compared; if not, `only_a` and `only_b` are keys of which nobody said anything."""
 
     @property
     def by_module(self) -> Mapping[str, str]:
@@ -75,7 +77,8 @@ def write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Learn
         if rest:
             yield ""
             count = f"{len(rest)} of {count_noun(len(header), 'key')}"
-            yield f"# In the {what} only, or changed by the conversion: {count}."
+            words = f"In the {what} only, or changed by the conversion" if learned.by_value else "In no given pair"
+            yield f"# {words}: {count}{'' if learned.by_value else f' of the {what}'}."
             by_reason: dict[str, list[str]] = {reason: [] for reason in ("", *learned.reasons.values())}
             for fqn in rest:
                 by_reason[learned.reasons.get(fqn, "") if header is target else ""].append(fqn)

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from remapkit.files.source_file import split_evenly
@@ -40,6 +40,8 @@ class Pairing:
     numbers: frozenset[str] = frozenset()
     by_value: bool = True
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    given: Mapping[str, bool] = field(default_factory=dict)
+    """The sources of `pairs` that are there because the caller says so, and whether both have the same bytes."""
 
 
 class PairableTensors(Protocol):
@@ -86,6 +88,37 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
         frozenset(fqn for content, fqns in in_a.items() if content.is_number for fqn in fqns if fqn in alike),
         copies={fqn: copies[fqn] for fqn in (*a.header(), *recorded_a) if fqn in copies},
     )
+
+
+def add_given(pairing: Pairing, given: Mapping[str, str]) -> Pairing:
+    """Return a pairing by value with pairs that the caller gave; they must not contradict it."""
+    new = {fqn: other for fqn, other in given.items() if fqn not in pairing.pairs and fqn not in pairing.copies}
+    made = set(new.values())
+    return replace(
+        pairing,
+        pairs={**pairing.pairs, **new},
+        alike={fqn: others for fqn, others in pairing.alike.items() if fqn not in new},
+        only_a=tuple(fqn for fqn in pairing.only_a if fqn not in new),
+        only_b=tuple(fqn for fqn in pairing.only_b if fqn not in made),
+        given={fqn: other in pairing.alike.get(fqn, ()) for fqn, other in new.items()},
+    )
+
+
+def find_contradictions(pairing: Pairing, given: Mapping[str, str]) -> list[str]:
+    """Return what values say against given pairs, each with both pairs.
+
+    >>> find_contradictions(Pairing({"a": "x", "b": "y"}, {}, (), ()), {"a": "x", "b": "z", "c": "x"})
+    ['b -> z: by value it is b -> y', 'c -> x: by value it is a -> x']
+    """
+    certain = {**{fqn: (other,) for fqn, other in pairing.pairs.items()}, **pairing.copies}
+    makers = {other: fqn for fqn, others in certain.items() for other in others}
+    found = []
+    for fqn, other in given.items():
+        if fqn in certain and other not in certain[fqn]:
+            found.append(f"{fqn} -> {other}: by value it is {fqn} -> {' and '.join(certain[fqn])}")
+        elif makers.get(other, fqn) != fqn:
+            found.append(f"{fqn} -> {other}: by value it is {makers[other]} -> {other}")
+    return found
 
 
 class _Content(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from remapkit.authoring.pair_by_value import Pairing
+from remapkit.authoring.settle_parents import propose_by_parent
 from remapkit.rules.model import CompiledRules
 
 
@@ -20,7 +21,10 @@ class By(enum.Enum):
 
     RULE = "the rules learned from other keys map them this way"
     MODULE = "the rest of their module was paired this way"
+    PARENT = "all paired tensors around them went to one parent module, and nothing else there fits"
     NAME = "both sides use the same name"
+    GIVEN = "the given pairs say so"
+    GIVEN_ONLY = "the given pairs say so, although their values differ"
     NUMBER = "both sides hold the same single number, and no other key does"
 
 
@@ -48,6 +52,7 @@ def settle_keys(
         return {fqn: Settled(other, By.RULE) for fqn, other in found.items()}
     proposals: tuple[tuple[By, Callable[[], dict[str, str]]], ...] = (
         (By.MODULE, lambda: _propose_by_module(pairs, alike)),
+        (By.PARENT, lambda: propose_by_parent(pairs, alike)),
         (By.NAME, lambda: _drop_contradicted({fqn: fqn for fqn in alike}, pairs)),
         (By.NUMBER, lambda: _drop_contradicted(_propose_by_number(alike, pairing.numbers), pairs)),
     )

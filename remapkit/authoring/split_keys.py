@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from remapkit.tensors.families import is_canonical_integer
@@ -36,16 +37,20 @@ def split_key(fqn: str, cut: Cut) -> Segments:
     """
     words: list[str] = []
     for segment in fqn.split("."):
-        pieces = segment.split("/") if "/" in segment.strip("/") and "//" not in segment else [segment]
-        for place, piece in enumerate(pieces):
+        for place, piece in enumerate(_split_slashes(segment)):
             if place:
                 words.append(f"{GLUE}/")
-            words += _split_segment(piece, cut)
+            words += [piece] if cut == "segments" else _split_segment(piece, cut)
     return tuple(words)
 
 
-def _split_segment(segment: str, cut: Cut) -> list[str]:
-    if cut == "segments" or is_canonical_integer(segment):
+def _split_slashes(segment: str) -> list[str]:
+    return segment.split("/") if "/" in segment.strip("/") and "//" not in segment else [segment]
+
+
+@lru_cache(maxsize=10_000)
+def _split_segment(segment: str, cut: Cut) -> Sequence[str]:
+    if is_canonical_integer(segment):
         return [segment]
     words: list[str] = []
     start = 0
@@ -83,7 +88,8 @@ def join_words(words: Iterable[str]) -> str:
 
 def has_numbers_inside(fqns: Iterable[str], cut: Cut) -> bool:
     """Return whether `cut` splits any of these names further than segments are."""
-    return any(split_key(fqn, cut) != split_key(fqn, "segments") for fqn in fqns)
+    segments = {segment for fqn in fqns for segment in fqn.split(".")}
+    return any(len(_split_segment(piece, cut)) > 1 for segment in segments for piece in _split_slashes(segment))
 
 
 def list_sections(words: Sequence[object]) -> list[tuple[int, int]]:

@@ -426,7 +426,7 @@ def _add_authoring_commands(commands: Commands) -> None:  # type: ignore[valid-t
     parser.add_argument(
         "--pairs",
         metavar="FILE",
-        help="read pairs from a JSON object, source key to target key; values are not read",
+        help="a JSON object, source key to target key, for pairs that values leave open (of manifests: all pairs)",
     )
     parser.add_argument("--root-a", metavar="A.B", help="the mapping or the prefix of keys to take from A")
     parser.add_argument("--root-b", metavar="A.B", help="the mapping or the prefix of keys to take from B")

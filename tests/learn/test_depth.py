@@ -67,19 +67,78 @@ def test_a_file_learned_from_three_layers_is_right_for_forty(make: Callable[[int
 
 def test_of_two_layers_neither_is_the_exception(tmp_path: Path) -> None:
     text = learn_from(last_flipped(2), tmp_path).read_text()
-    assert "count:" not in text and "'blocks.0.w'" in text and "'blocks.1.w'" in text
+    assert "params:" not in text and "'blocks.0.w'" in text and "'blocks.1.w'" in text
 
 
 def test_a_hole_is_not_a_last_layer(tmp_path: Path) -> None:
     a, b = last_flipped(4)
     b["h.1.w"], b["h.3.w"] = a["blocks.1.w"].flip(0), a["blocks.3.w"]
-    assert "count:" not in learn_from((a, b), tmp_path).read_text()
+    assert "params:" not in learn_from((a, b), tmp_path).read_text()
 
 
 def test_an_index_that_can_be_read_in_two_ways_is_not_counted(tmp_path: Path) -> None:
     a = {f"l.{i}.w": random(4, 3, seed=i) for i in range(3)}
     b = {"h.0.w": a["l.0.w"], "h.1.w": a["l.1.w"], "h.2.2": a["l.2.w"].T}
-    assert "count:" not in learn_from((a, b), tmp_path).read_text()
+    assert "params:" not in learn_from((a, b), tmp_path).read_text()
+
+
+# ------------------------------------------------------------------------------------------------ required depths
+
+
+def reversed_and_last(n: int) -> Sides:
+    a = {f"up.{i}.w": random(4, 3, seed=i) for i in range(n)} | {
+        f"l.{i}.ada": random(8, 4, seed=90 + i) for i in range(n)
+    }
+    b = {f"up_blocks.{n - 1 - i}.w": a[f"up.{i}.w"] for i in range(n)}
+    b |= {f"x.{i}.ada": a[f"l.{i}.ada"] if i < n - 1 else a[f"l.{i}.ada"].roll(4, 0) for i in range(n)}
+    return a, b
+
+
+def reversed_but_last(n: int) -> Sides:
+    a = {f"l.{i}.w": random(4, 3, seed=i) for i in range(n)}
+    return a, {f"h.{n - 1 - i}.w" if i < n - 1 else "final.w": a[f"l.{i}.w"] for i in range(n)}
+
+
+def named_last(n: int) -> Sides:
+    a = {f"l.{i}.{leaf}": random(4, 3, seed=2 * i + (leaf == "v")) for i in range(n) for leaf in "wv"}
+    return a, {fqn.replace(f"l.{n - 1}", "final").replace("l.", "h."): tensor for fqn, tensor in a.items()}
+
+
+def named_in_steps(n: int) -> Sides:
+    a = {f"s.{i}.mlp.{2 * j}.w": random(4, 3, seed=9 * i + j) for i in range(3) for j in range(n)}
+    names = ("first", *(f"m{j}" for j in range(1, n - 1)), "out")
+    return a, {f"t.{i}.{names[j]}.w": a[f"s.{i}.mlp.{2 * j}.w"] for i in range(3) for j in range(n)}
+
+
+def folded_from_the_end(n: int) -> Sides:
+    a = {f"layer_{i}.w": random(4, 3, seed=i) for i in range(2 * n)}
+    return a, {f"h.{i // n}.{i % n}.w": a[f"layer_{i}.w"] for i in range(2 * n)}
+
+
+def shuffled(n: int) -> Sides:
+    a = {f"l.{i}.w": random(4, 3, seed=i) for i in range(n)}
+    return a, {f"h.{(i * i + 5 * i + n) % 11}.w": tensor for i, tensor in enumerate(a.values())}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [shuffled, reversed_and_last, reversed_but_last, named_last, named_in_steps, folded_from_the_end, last_flipped],
+)
+def test_another_depth_is_right_or_refused(make: Callable[[int], Sides], tmp_path: Path) -> None:
+    pack = learn_from(make(4), tmp_path)
+    hold_against(pack, make(4))
+    refused = 0
+    for depth in (3, 5, 6):
+        try:
+            hold_against(pack, make(depth))
+        except remapkit.FailedCheck as error:
+            refused += 1
+            assert "RK370" in str(error)
+    assert refused in (0, 3) and bool(refused) == ("require:" in pack.read_text())
+
+
+def test_a_first_layer_that_differs_requires_nothing(tmp_path: Path) -> None:
+    assert "require:" not in learn_from(first_differs(4), tmp_path).read_text()
 
 
 # ------------------------------------------------------------------------------------------------ real layouts

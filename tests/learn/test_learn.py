@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -47,6 +47,8 @@ def said(rules: RuleSet, fqns: object) -> dict[str, list[str | None]]:
 
 
 @given(renamings)
+@example({"q.0": "0.0", "q.q": "0"})
+@example({"bias.3": "0.0.norm.0", "0": "0", ".3": "0.norm.0", "{x}.a|b": "0.0"})
 def test_the_rules_say_the_examples_and_their_own_tests_hold(pairs: dict[str, str]) -> None:
     rules = learned(pairs)
     assert said(rules, pairs) == {source: [target] for source, target in pairs.items()}, rules.file.source.text
@@ -203,3 +205,75 @@ def test_wrong_use(
 def test_a_checkpoint_without_keys_teaches_nothing() -> None:
     with pytest.raises(UsageError, match="holds no tensors"):
         learn("t", header([]), header(["a"]), Pairing({}, {}, (), ("a",)))
+
+
+# ------------------------------------------------------------------------------------------------ what settles pairs
+
+
+def write_sides(folder: Path, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[Path, Path]:
+    for side, name in ((a, "a"), (b, "b")):
+        save_file({fqn: tensor.clone() for fqn, tensor in side.items()}, folder / f"{name}.safetensors")
+    return folder / "a.safetensors", folder / "b.safetensors"
+
+
+def test_norms_of_ones_go_where_all_of_their_layer_went(tmp_path: Path) -> None:
+    a, b = {}, {}
+    for n in range(3):
+        for old, new in (("q", "attn.query"), ("up", "mlp.up")):
+            a[f"model.layers.{n}.{old}.weight"] = b[f"h.{n}.{new}.weight"] = torch.rand(4, 3)
+        a[f"model.layers.{n}.norm.weight"] = b[f"h.{n}.ln.weight"] = torch.ones(4)
+    report = remapkit.learn(*write_sides(tmp_path, a, b))
+    assert report.ok and report.learned.pairs["model.layers.1.norm.weight"] == "h.1.ln.weight"
+    assert "all paired tensors around them went to one parent module" in report.text
+    # Two that fit are no evidence.
+    for n in range(3):
+        a[f"model.layers.{n}.norm2.weight"] = b[f"h.{n}.ln2.weight"] = torch.ones(4)
+    report = remapkit.learn(*write_sides(tmp_path, a, b))
+    assert not report.ok and len(report.learned.undecided) == 6
+
+
+def test_statistics_keep_their_names_below_a_module_that_kept_its_own(tmp_path: Path) -> None:
+    a, b = {}, {}
+    for n in range(2):
+        a[f"net.{n}.conv.weight"] = b[f"body.block{n}.conv.weight"] = torch.rand(4, 3)
+        for leaf, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            a[f"net.{n}.bn.{leaf}"] = b[f"body.block{n}.bn.{leaf}"] = torch.full((4,), float(value))
+    report = remapkit.learn(*write_sides(tmp_path, a, b))
+    assert report.ok and report.learned.pairs["net.1.bn.running_mean"] == "body.block1.bn.running_mean"
+
+
+def test_a_bias_of_another_module_stays_undetermined(tmp_path: Path) -> None:
+    one, other, zeros = torch.rand(3, 3), torch.rand(3, 3), torch.zeros(3)
+    a = {"fc.weight": one, "fc.bias": zeros, "head.weight": other}
+    b = {"net.weight": one, "norm.bias": zeros, "out.weight": other}
+    report = remapkit.learn(*write_sides(tmp_path, a, b))
+    assert set(report.learned.undecided) == {"fc.bias"}
+    report = remapkit.learn(*write_sides(tmp_path, a, b), pairs={"fc.bias": "norm.bias"})
+    assert report.ok and "because the given pairs say so" in report.text
+
+
+def test_given_pairs_complete_what_values_say(tmp_path: Path) -> None:
+    a = {f"l.{n}.w": torch.rand(4, 3) for n in range(3)} | {"l.m": torch.rand(5), "q.w": torch.rand(3, 2)}
+    b = {f"h.{n}.w": a[f"l.{n}.w"] for n in range(3)} | {"m": 0.5 * a["l.m"], "k.w": a["q.w"].T.contiguous()}
+    sides = write_sides(tmp_path, a, b)
+    report = remapkit.learn(*sides, pairs={"l.m": "m", "l.0.w": "h.0.w"})
+    assert report.ok and report.learned.pairs["l.2.w"] == "h.2.w" and len(report.learned.relations) == 1
+    assert "1 key; because the given pairs say so, although their values differ" in report.text
+    for pairs, said in (
+        ({"l.m": "m", "l.0.w": "h.1.w"}, "l.0.w -> h.1.w: by value it is l.0.w -> h.0.w"),
+        ({"l.0.w": "h.1.w", "l.1.w": "h.0.w"}, "2 given pairs contradict the values"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            remapkit.learn(*sides, pairs=pairs)
+    a["r.w"] = b["s.w"] = torch.rand(2, 3)
+    with pytest.raises(UsageError, match="an operation makes q"):
+        remapkit.learn(*write_sides(tmp_path, a | {"o.w": torch.rand(2, 3)}, b), pairs={"o.w": "k.w"})
+
+
+def test_pairs_of_manifests_are_all_there_is(tmp_path: Path) -> None:
+    one, other = checkpoints(tmp_path, RENAME)
+    assert main(["inspect", str(one), "--manifest", str(tmp_path / "a.json")]) == 0
+    report = remapkit.learn(tmp_path / "a.json", other, pairs={"layers.0.q.w": "h.0.q_proj.w"})
+    assert "by the given pairs" in report.text and "by value" not in report.text
+    titles = [each.title for each in report.diagnostics]
+    assert titles == ["11 keys of 12 are in no given pair"] * 2 and "equal tensor" not in report.text

@@ -7,6 +7,7 @@ from tests.mutation.fault import Fault
 LINES = ("tests/learn/test_rule_lines.py",)
 DEPTH = ("tests/learn/test_depth.py",)
 ROUNDED = ("tests/learn/test_rounded.py",)
+LEARN = ("tests/learn/test_learn.py",)
 SETTLED = ("tests/learn/test_settled_operations.py",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -37,8 +38,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "longer targets are not joined",
         "authoring/join_loosely.py",
-        "    for start in range(shortest):\n",
-        "    for start in range(0):\n",
+        "for start in range(shortest)]",
+        "for start in range(0)]",
         "`shortcut` and `residual.2` are values of one table",
         LINES,
     ),
@@ -121,6 +122,70 @@ FAULTS: tuple[Fault, ...] = (
         "Copied(place)",
         "the last layer is numbered like the others",
         DEPTH,
+    ),
+    Fault(
+        "a table of indices requires no depth",
+        "authoring/require_depths.py",
+        "if isinstance(item, LookedUp) and item.place == place:",
+        "if False:",
+        "another depth is right or refused",
+        DEPTH,
+    ),
+    Fault(
+        "a last layer with its own number requires no depth",
+        "authoring/require_depths.py",
+        "if (number, place) in fixed or _depends_on_depth(part, place):",
+        "if _depends_on_depth(part, place):",
+        "another depth is right or refused",
+        DEPTH,
+    ),
+    Fault(
+        "arithmetic requires no depth",
+        "authoring/require_depths.py",
+        "            if not is_counted:\n",
+        "            if False:\n",
+        "another depth is right or refused",
+        DEPTH,
+    ),
+    Fault(
+        "a first layer that differs requires the depth",
+        "authoring/require_depths.py",
+        "return int(part.example.words[place][0]) < last",
+        "return False",
+        "what holds for every depth is not refused",
+        DEPTH,
+    ),
+    Fault(
+        "given pairs may contradict values",
+        "authoring/pair_by_value.py",
+        "if fqn in certain and other not in certain[fqn]:",
+        "if False:",
+        "values stay in force where they are unique",
+        LEARN,
+    ),
+    Fault(
+        "given pairs with other values are not said",
+        "authoring/learn.py",
+        "By.GIVEN if is_equal else By.GIVEN_ONLY",
+        "By.GIVEN",
+        "a pair whose values differ says so",
+        LEARN,
+    ),
+    Fault(
+        "two constants of one parent fit one place",
+        "authoring/settle_parents.py",
+        "if len(fqns) == len(fitting) == 1:",
+        "if fitting:",
+        "only one candidate is evidence",
+        LEARN,
+    ),
+    Fault(
+        "names below a module are not kept",
+        "authoring/settle_parents.py",
+        "if keeps_names and kept in alike[fqn]:",
+        "if False:",
+        "statistics of a module that kept its names are told apart by them",
+        LEARN,
     ),
     Fault(
         "integers are rounded",

@@ -1,0 +1,199 @@
+"""What a learned file requires, because its rules follow from the numbers of layers that A has.
+
+Indices that end before the last layer, tables of indices, and arithmetic such as `3-i` or `i//4` are shown by one
+depth only. For a checkpoint with another, they would make other tensors without an error. So the file counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from remapkit.authoring.derive import DraftRule, How
+from remapkit.authoring.generalize import ComputedSegment, LookedUp
+from remapkit.authoring.split_keys import COUNTED, GLUE, MARK, Segments, split_key
+from remapkit.patterns.literals import literal_text
+from remapkit.rulefile.names import choose_name
+from remapkit.rulefile.yaml.emit import emit_flow
+from remapkit.tensors.families import is_canonical_integer
+
+_NUMBER = ""
+"""Stands for an index before the one that is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """An index that is counted: `pattern` captures it as `i`; `numbers` are those that A has."""
+
+    pattern: str
+    captures: int
+    numbers: Sequence[int]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether A has every index up to the last."""
+        return list(self.numbers) == list(range(len(self.numbers)))
+
+    def write_requirement(self, param: str) -> str:
+        """Return the entry of `require`, by the name of the counted param where indices are missing in A."""
+        if not self.is_whole:
+            return emit_flow({"that": f"{param} == {self.numbers[-1] + 1}"})
+        by = {"by": "i"} if self.captures > 1 else {}
+        return emit_flow({"count": self.pattern, **by, "is": len(self.numbers)})
+
+    def write_param(self) -> dict[str, object]:
+        """Return the value of the counted param."""
+        by = {"by": "i"} if self.captures > 1 else {}
+        return {"count": self.pattern, **by, "value": self.numbers[-1] + 1}
+
+
+def find_depths(parts: Sequence[DraftRule], fqns: Iterable[str]) -> list[Depth]:
+    """Return the indices on whose number in A the rules depend without counting it; `fqns` are A's keys.
+
+    Cost: the distinct names of A without their last index, for each number of words that are cut off.
+    """
+    wanted: dict[tuple[str, Segments, str, bool], None] = {}
+    fixed = _find_changing(parts)
+    for number, part in enumerate(parts):
+        for place in _list_places(part):
+            if (number, place) in fixed or _depends_on_depth(part, place):
+                wanted.update(dict.fromkeys(_list_prefixes(part, place)))
+    found = _find_numbers(wanted, fqns)
+    return [_make_depth(key, sorted(numbers)) for key, numbers in found.items()]
+
+
+def _list_places(part: DraftRule) -> list[int]:
+    words = part.example.words
+    if any("" in column for column in words):
+        return []
+    return [place for place in range(len(words)) if all(map(is_canonical_integer, words[place]))]
+
+
+def _depends_on_depth(part: DraftRule, place: int) -> bool:
+    """Return whether more or fewer indices at a place would make what the rule says of the others wrong."""
+    for item in part.example.items:
+        if isinstance(item, LookedUp) and item.place == place:
+            return True
+        if not isinstance(item, ComputedSegment) or place not in item.places:
+            continue
+        if len(item.places) > 1:
+            # The stride is the number of the inner indices.
+            if place == item.places[1]:
+                return True
+        elif not re.fullmatch(r"\{0\}([+-][0-9]+)?", item.written):
+            is_counted = place in part.counts and item.written == f"{part.counts[place][1].name}-1-{{0}}"
+            if not is_counted:
+                return True
+    return part.how is How.TIGHT and len(part.example.words[place]) > 1 and place not in part.counts
+
+
+def _find_changing(parts: Sequence[DraftRule]) -> set[tuple[int, int]]:
+    """Return the fixed indices for which other rules have others, as of a last layer that differs.
+
+    A first one that differs stays the first, if all after it are counted.
+    """
+    groups: defaultdict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+    for number, part in enumerate(parts):
+        words = part.example.words
+        for place in _list_places(part):
+            others = (_mask(column) for at, column in enumerate(words) if at != place)
+            groups[place, *others].append((number, place))
+    return {
+        (number, place)
+        for members in groups.values()
+        if len(members) > 1
+        for number, place in members
+        if len(parts[number].example.words[place]) == 1
+        and place not in parts[number].counts
+        and not _is_before_counted(parts[number], place, [parts[other] for other, _ in members])
+    }
+
+
+def _is_before_counted(part: DraftRule, place: int, others: Sequence[DraftRule]) -> bool:
+    last = max((int(other.example.words[place][-1]) for other in others if place in other.counts), default=-1)
+    return int(part.example.words[place][0]) < last
+
+
+def _mask(column: Segments) -> object:
+    return None if all(map(is_canonical_integer, column)) else frozenset(column)
+
+
+def _list_prefixes(part: DraftRule, place: int) -> Iterator[tuple[str, Segments, str, bool]]:
+    """Yield how names are cut, the words before the index, what follows it in its segment, and if more do."""
+    words = part.example.words
+    following = words[place + 1][0] if place + 1 < len(words) else ""
+    columns = [(_NUMBER,) if len(column) > 1 and _mask(column) is None else column for column in words[:place]]
+    if any(word.startswith(COUNTED) for column in columns for word in column):
+        return
+    glue = following if following.startswith(GLUE) else ""
+    for prefix in itertools.product(*columns):
+        # Words of several segments, as loose rules have them, are as many words of a name.
+        flat = [piece for word in prefix for piece in (split_key(word, "segments") if word else (word,))]
+        yield part.example.cuts[0], tuple(flat), glue, place + 1 < len(words)
+
+
+def _find_numbers(
+    wanted: Iterable[tuple[str, Segments, str, bool]], fqns: Iterable[str]
+) -> Mapping[tuple[str, Segments, str, bool], set[int]]:
+    found: dict[tuple[str, Segments, str, bool], set[int]] = {key: set() for key in wanted}
+    lengths = sorted({(cut, len(prefix)) for cut, prefix, _, _ in found})
+    names = list(fqns) if found else []
+    for cut in dict.fromkeys(cut for cut, _ in lengths):
+        for fqn in names:
+            words = split_key(fqn, cut)  # type: ignore[arg-type]
+            for length in (length for each, length in lengths if each == cut and length < len(words)):
+                if not is_canonical_integer(words[length]):
+                    continue
+                following = words[length + 1] if length + 1 < len(words) else ""
+                glue = following if following.startswith(GLUE) else ""
+                for prefix in _mask_prefix(words[:length]):
+                    key = (cut, prefix, glue, length + 1 < len(words))
+                    if key in found:
+                        found[key].add(int(words[length]))
+    return found
+
+
+def _mask_prefix(words: Segments) -> Iterator[Segments]:
+    """Yield words with each choice of indices masked: names have one or two."""
+    columns = [(word, _NUMBER) if is_canonical_integer(word) else (word,) for word in words]
+    yield from itertools.islice(itertools.product(*columns), 64)
+
+
+def _make_depth(key: tuple[str, Segments, str, bool], numbers: Sequence[int]) -> Depth:
+    _, prefix, glue, has_more = key
+    count = itertools.count()
+    written, dot = "", ""
+    for word in (*prefix, f"{MARK}i"):
+        if word.startswith(GLUE):
+            written, dot = written + literal_text(word[len(GLUE) :]), ""
+            continue
+        if word == _NUMBER:
+            text = f"{{at{next(count)}:int}}"
+        else:
+            text = "{i:int}" if word == f"{MARK}i" else literal_text(word)
+        written, dot = f"{written}{dot}{text}", "."
+    if glue:
+        written += literal_text(glue[len(GLUE) :]) + "{rest:**}"
+    elif has_more:
+        written += ".{rest:**}"
+    return Depth(written, 1 + next(count), numbers)
+
+
+def write_requirements(depths: Sequence[Depth], taken: Iterable[str]) -> tuple[list[str], dict[str, object]]:
+    """Return the lines of `require`, and the counted params for depths of which A has not every index."""
+    lines = [
+        "# A has these numbers of layers, and the rules follow from them (bounds, tables, arithmetic). What they do",
+        "# for others would be a guess, so others are refused. Review the rules before you take out a line.",
+        "require:",
+    ]
+    names = set(taken)
+    params: dict[str, object] = {}
+    for depth in depths:
+        name = "" if depth.is_whole else choose_name("count", names)
+        lines.append(f"  - {depth.write_requirement(name)}")
+        if name:
+            params[name] = depth.write_param()
+    return [*lines, ""], params
