@@ -5,6 +5,7 @@ from __future__ import annotations
 import random as python_random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,9 @@ from torch import Tensor
 import remapkit
 from remapkit.authoring.find_relations import AMBIGUOUS, NOWHERE, SPENT
 from remapkit.authoring.find_rounded import Operations, find_operations
+from remapkit.authoring.find_siblings import BY_WEIGHT
 from remapkit.authoring.pair_by_value import pair_by_value
+from remapkit.authoring.relation import SIMPLEST, UNSETTLED
 from remapkit.authoring.settle import By
 from remapkit.cli.app import main
 
@@ -187,10 +190,72 @@ def test_a_name_that_the_file_only_records_is_tied_to_a_fused_tensor(tmp_path: P
     assert isinstance(store("a", {"x": embed}), Stored)
 
 
-def test_a_certain_pair_is_not_lost_to_an_operation(tmp_path: Path) -> None:
-    norm = random(8).numpy()
-    report, made = judge(tmp_path, {"n": norm}, {"n": norm, "m": norm + 1})
-    assert made == {"n"} and report.learned.reasons["m"].startswith("a source of it already becomes n")
+def test_what_is_equal_is_reached_beside_what_is_calculated(tmp_path: Path) -> None:
+    norm, w = random(8), random(4, 6, seed=1)
+    a = {"n": norm.numpy(), "w": w.numpy(), "emb": random(3, 5, seed=2).numpy(), "s": random(9, seed=3).numpy()}
+    b = {"n": a["n"], "m": a["n"] + 1, "t1": a["w"], "t2": a["w"], "t3": w.T.contiguous().numpy()}
+    b |= {"e": a["emb"], "half": a["emb"].astype("float16"), "turned": a["emb"].T.astype("float16").copy()}
+    b |= {"s1": a["s"] - 1, "s2": a["s"] + 1, "s3": a["s"][2:5].copy()}
+    report, made = judge(tmp_path, a, b)
+    assert made == set(b) and not report.learned.settled
+    assert not any(each.by for each in report.learned.relations)
+
+
+def test_a_certain_pair_is_not_lost_to_a_join(tmp_path: Path) -> None:
+    a = {"n": random(8).numpy(), "o": random(4, seed=1).numpy(), "w": random(3, 4, seed=2).numpy()}
+    a["u"] = random(2, 4, seed=3).numpy()
+    joined = torch.cat([torch.from_numpy(a["n"]), torch.from_numpy(a["o"])]).numpy()
+    b = {"n": a["n"], "m": joined, "w1": a["w"], "w2": a["w"]}
+    b["wu"] = torch.cat([torch.from_numpy(a["w"]), torch.from_numpy(a["u"])]).numpy()
+    report, made = judge(tmp_path, a, b)
+    assert made == {"n", "w1", "w2"}
+    assert report.learned.reasons["m"].startswith("a source of it already becomes n")
+    assert report.learned.reasons["wu"].startswith("a source of it already becomes w1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "by"),
+    [
+        ([1, 2, 1, 2], [1, 1, 2, 2], SIMPLEST),
+        ([0, 0, 1, 0], [0, 1, 0, 0], SIMPLEST),
+        ([3, 1, 2, 5], [5, 2, 1, 3], ""),
+    ],
+)
+def test_an_order_of_equal_elements_is_said_to_be_the_simplest(old: list[int], new: list[int], by: str) -> None:
+    (relation,) = search({"x": torch.tensor(old)}, {"y": torch.tensor(new)}).relations
+    assert relation.by == by
+
+
+def test_the_simplest_order_is_printed_and_counts_for_less_than_other_keys(tmp_path: Path) -> None:
+    order = [2, 0, 3, 1]
+    a = {f"l.{n}.w": torch.tensor(some).float() for n, some in enumerate(([1, 2, 3, 4], [5, 1, 7, 2], [1, 2, 1, 2]))}
+    b = {f"h.{fqn[2]}.w": tensor[order] for fqn, tensor in a.items()}
+    found = {each.targets: each for each in search(a, b).relations}
+    assert [found[(f"h.{n}.w",)].by for n in range(3)] == ["", "", By.RULE.value]
+    assert all(each.ops == ({"index": {"dim": 0, "order": order}},) for each in found.values())
+    report, made = judge(tmp_path, {"x": a["l.2.w"].numpy()}, {"y": np.array([1, 1, 2, 2], "f4")})
+    assert made == {"y"} and f"chosen because {SIMPLEST}" in report.diagnostics[0].title
+
+
+def test_a_list_of_indices_of_equal_elements_is_undetermined() -> None:
+    rows = random(3, 4)
+    whole = rows[[0, 1, 1, 2, 0]].contiguous()
+    found = search({"x": whole, "z": random(2, 9)}, {"y": whole[[3, 1, 0, 4, 2]].contiguous()})
+    assert not found.relations and found.reasons == {"y": f"undetermined: {UNSETTLED}"}
+    found = search({"x": rows[[0, 1, 1, 2]].contiguous()}, {"y": rows[[0, 1, 2]].contiguous()})
+    assert not found.relations and found.reasons == {"y": f"undetermined: {UNSETTLED}"}
+
+
+@given(st.permutations("kov"), st.booleans())
+def test_twins_and_constants_among_biases_are_said(parts: list[str], constant: bool) -> None:
+    """A has two biases with equal values, one of which B joins: only the weights tell which."""
+    a = {f"{part}.weight": random(3, 4, seed=n) for n, part in enumerate("qkvo")}
+    a |= {f"{part}.bias": random(3, seed=9 + n) for n, part in enumerate("qkvo")}
+    a[f"{parts[0]}.bias"] = a[f"{parts[1]}.bias"] = torch.zeros(3) if constant else random(3, seed=99)
+    b = {f"qkv.{leaf}": torch.cat([a[f"{part}.{leaf}"] for part in "qkv"]) for leaf in ("weight", "bias")}
+    found = {each.targets[0]: each for each in search(a, b).relations}
+    assert found["qkv.weight"].by == "" and found["qkv.bias"].by == BY_WEIGHT
+    assert found["qkv.bias"].sources == ("q.bias", "k.bias", "v.bias")
 
 
 def test_rows_that_repeat_are_an_index() -> None:
