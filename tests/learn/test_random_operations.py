@@ -1,4 +1,4 @@
-"""Random pairs of checkpoints: whatever is claimed is true, equal keys are never lost, and each key is accounted for."""
+"""Random pairs of checkpoints: what is claimed is true, equal keys are never lost, each key is accounted for."""
 
 from __future__ import annotations
 
