@@ -20,7 +20,7 @@ from remapkit.authoring.find_rows import RowIndex, Rows
 from remapkit.authoring.find_siblings import propose_siblings
 from remapkit.authoring.fingerprint import Dims, Prints, take_prints
 from remapkit.authoring.pair_by_value import PairableTensors
-from remapkit.authoring.relation import UNSETTLED, Relation
+from remapkit.authoring.relation import TIED, UNSETTLED, Relation
 from remapkit.authoring.verify_relation import Verifier
 from remapkit.diagnostics.wording import join_words
 from remapkit.tensors.spec import StateDictSpec
@@ -76,6 +76,8 @@ def find_relations(
     equals: dict[str, tuple[str, ...]] = {fqn: (other,) for fqn, other in paired.items()}
     equals |= {fqn: tuple(others) for fqn, others in (copies or {}).items()}
     search = _Search(a, b, only_b, equals, paired.keys(), limit)
+    free = set(only_a)
+    search.tied = {fqn: group for group in a.header().tied if free.issuperset(group) for fqn in group}
     search.run()
     used = {fqn for relation in search.relations for fqn in relation.sources}
     reached = {fqn for relation in search.relations for fqn in relation.targets}
@@ -108,6 +110,7 @@ class _Search:
         self.reasons: dict[str, str] = {}
         self.undetermined: dict[str, str] = {}
         self.steps = 0
+        self.tied: Mapping[str, tuple[str, ...]] = {}
         self._a, self._b, self._equals, self._paired = a, b, equals, paired
         self._limit = 128 * (len(a.header()) + len(only_b)) + 10_000 if limit is None else limit
         self._verifier = Verifier(a, b)
@@ -184,6 +187,8 @@ class _Search:
         header = self._b.header()
         equal = [Selection(Prints(fqn, header[fqn], {}), ops=()) for fqn in self._equals.get(one.fqn, ())]
         relation = build_cut(sources, [*equal, *selections], self._a.header())
+        if relation is not None and one.fqn in self.tied:
+            relation = replace(relation, by=relation.by or TIED)
         if relation is not None and (self._accept(relation) or self._is_blocked(relation)):
             return
         if len(selections) == 1:
@@ -217,7 +222,7 @@ class _Search:
             return None
         index = self._index[target.spec.dtype]
         whole = index.find_total(target)
-        if len(whole) > 1:
+        if len(whole) > 1 and not {one.fqn for one in whole} <= set(self.tied.get(whole[0].fqn, ())):
             self.undetermined[target.fqn] = self._name_twins(whole)
             return None
         if whole:

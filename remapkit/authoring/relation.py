@@ -11,6 +11,8 @@ OpText = str | Mapping[str, object]
 
 SIMPLEST = "it is the simplest of several orders that give these values"
 """What settled a relation that puts equal elements in order."""
+TIED = "the names that could be meant are tied to one tensor in A, and this is the first of them"
+"""What settled a relation of a tensor that the file has under several names."""
 UNSETTLED = "several orders of equal elements give these values, and nothing tells which is meant"
 """The `by` of a relation that nothing settled: it is not to be used."""
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_find_relations import Stored, find, random, store
+from test_find_relations import find, random, store
 from test_learn_ops import judge
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from remapkit.authoring.find_relations import AMBIGUOUS, NOWHERE, SPENT
 from remapkit.authoring.find_rounded import Operations, find_operations
 from remapkit.authoring.find_siblings import BY_WEIGHT
 from remapkit.authoring.pair_by_value import pair_by_value
-from remapkit.authoring.relation import SIMPLEST, UNSETTLED
+from remapkit.authoring.relation import SIMPLEST, TIED, UNSETTLED
 from remapkit.authoring.settle import By
 from remapkit.cli.app import main
 
@@ -179,15 +179,25 @@ def test_a_stack_needs_names_that_count_without_gaps(tmp_path: Path) -> None:
     assert any(each.code == "RK656" for each in report.diagnostics)
 
 
-def test_a_name_that_the_file_only_records_is_tied_to_a_fused_tensor(tmp_path: Path) -> None:
+def test_the_names_of_one_tensor_are_one_source_and_it_is_said(tmp_path: Path) -> None:
     embed = random(6, 4)
+    turned = embed.T.contiguous()
     torch.save({"embed": embed, "head": embed, "x": random(3)}, tmp_path / "a.pth")
+    torch.save({"tok": turned, "out": turned.clone(), "y": random(3)}, tmp_path / "b.pth")
+    report = remapkit.learn(tmp_path / "a.pth", tmp_path / "b.pth")
+    (relation,) = report.learned.relations
+    assert (relation.sources, relation.targets, relation.by) == (("embed",), ("tok", "out"), TIED)
+    assert report.learned.pairs == {"x": "y"} and report.learned.only_a == ("head",)
+    assert any(each.code == "RK628" and each.title.endswith(TIED) for each in report.diagnostics)
+
+
+def test_twins_that_no_file_ties_stay_undetermined(tmp_path: Path) -> None:
+    embed = random(6, 4)
+    torch.save({"embed": embed, "head": embed.clone(), "x": random(3)}, tmp_path / "a.pth")
     torch.save({"tok": embed.T.contiguous(), "y": random(3)}, tmp_path / "b.pth")
     report = remapkit.learn(tmp_path / "a.pth", tmp_path / "b.pth")
-    assert report.learned.pairs == {"x": "y"}
-    # Either name of the one tensor could be meant.
+    assert report.learned.pairs == {"x": "y"} and not report.learned.relations
     assert "embed and head have the same values" in report.text
-    assert isinstance(store("a", {"x": embed}), Stored)
 
 
 def test_what_is_equal_is_reached_beside_what_is_calculated(tmp_path: Path) -> None:
