@@ -223,6 +223,15 @@ def test_a_certain_pair_is_not_lost_to_a_join(tmp_path: Path) -> None:
     assert report.learned.reasons["wu"].startswith("a source of it already becomes w1")
 
 
+def test_a_certain_pair_is_not_lost_to_what_its_weight_becomes() -> None:
+    a = {"qkv.weight": random(6, 4), "qkv.bias": random(6, seed=1)}
+    b = {f"{part}.{fqn[4:]}": each for fqn in a for part, each in zip("qkv", a[fqn].split(2), strict=True)}
+    b["all"] = a["qkv.bias"]
+    found = {each.sources: set(each.targets) for each in search(a, b).relations}
+    assert found[("qkv.weight",)] == {"q.weight", "k.weight", "v.weight"}
+    assert found[("qkv.bias",)] == {"all", "q.bias", "k.bias", "v.bias"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "by"),
     [

@@ -35,8 +35,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the first of several equal sources",
         "authoring/find_relations.py",
-        "        if len(whole) > 1:\n",
-        "        if False:\n",
+        "        if len(whole) > 1 and not ",
+        "        if False and not ",
         "what several keys of A hold is undetermined",
         RELATIONS,
     ),
