@@ -205,6 +205,8 @@ def test_what_is_equal_is_reached_beside_what_is_calculated(tmp_path: Path) -> N
     a = {"n": norm.numpy(), "w": w.numpy(), "emb": random(3, 5, seed=2).numpy(), "s": random(9, seed=3).numpy()}
     b = {"n": a["n"], "m": a["n"] + 1, "t1": a["w"], "t2": a["w"], "t3": w.T.contiguous().numpy()}
     b |= {"e": a["emb"], "half": a["emb"].astype("float16"), "turned": a["emb"].T.astype("float16").copy()}
+    b["m16"] = a["n"].astype("float16") + np.float16(1)
+    assert (b["m16"] != (a["n"] + 1).astype("float16")).any()
     b |= {"s1": a["s"] - 1, "s2": a["s"] + 1, "s3": a["s"][2:5].copy()}
     report, made = judge(tmp_path, a, b)
     assert made == set(b) and not report.learned.settled
