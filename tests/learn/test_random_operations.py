@@ -61,8 +61,10 @@ def make_pair(seed: int) -> tuple[Side, Side]:
     """A, with twins and constants, and B: several targets of most keys, and joins of some."""
     rng = random.Random(seed)
     a: Side = {}
+    lengths = [rng.choice([0, 1, 1, 2, 2, 3, 4]) for _ in range(2)]
+    shapes = [tuple(rng.choice([1, 2, 3, 4, 6]) for _ in range(length)) for length in lengths]
     for module in rng.sample("qkvone", rng.randint(1, 5)):
-        shape = tuple(rng.choice([1, 2, 3, 4, 6]) for _ in range(rng.choice([0, 1, 1, 2, 2, 3, 4])))
+        shape = rng.choice(shapes)
         a[f"{module}.weight"] = make_value(rng, shape)
         if rng.random() < 0.4:
             a[f"{module}.bias"] = make_value(rng, shape[:1])
@@ -73,8 +75,9 @@ def make_pair(seed: int) -> tuple[Side, Side]:
     for fqn, tensor in a.items():
         for _ in range(rng.choice([0, 1, 1, 2, 3])):
             b[f"t{len(b)}.{fqn.partition('.')[2]}"] = apply_step(rng, tensor)
-    parts = [a[rng.choice(list(a))] for _ in range(rng.randint(2, 4))]
-    if len({(part.shape, part.dtype) for part in parts}) == 1 and parts[0].dim():
+    first = rng.choice(list(a.values()))
+    parts = [each for each in a.values() if (each.shape, each.dtype) == (first.shape, first.dtype)]
+    if len(parts) > 1 and first.dim():
         b["joined"] = torch.cat(parts) if rng.random() < 0.5 else torch.stack(parts)
     return pack(a), pack(b)
 
