@@ -6,7 +6,7 @@
 Every run is a whole process. Printed are medians, the ratio to hashing both files with `sha256sum`, the peak resident
 memory of the largest run, and how many keys of B the learned rules produce. Cases: `renamed` are two transformers
 whose tensors only have other names; in `operations` q, k and v are one tensor, gate and up too, and the output
-projections are transposed; `keys` are 50,000 tensors of 8 bytes.
+projections are transposed; `keys` are 50,000 vectors of two numbers, and in `open` one in ten has other values in B.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ names = [f"layers.{{n // 512}}.experts.{{n // 2 % 256}}.w{{n % 2 + 1}}.weight" f
 save_file({{name: value.clone() for name, value in zip(names, values)}}, folder / "many.a.safetensors")
 other = {{name.replace("layers", "h"): value.clone() for name, value in zip(names, values)}}
 save_file(other, folder / "keys.safetensors")
+for name in list(other)[::10]:
+    other[name] = torch.randn(2)
+save_file(other, folder / "open.safetensors")
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -91,9 +94,9 @@ def main() -> None:
         folder = Path(name)
         make(folder, options.gigabytes, options.keys)
         print(f"{platform.machine()}, {os.cpu_count()} cores, {options.rounds} rounds, medians")
-        for case in ("renamed", "operations", "keys"):
+        for case in ("renamed", "operations", "keys", "open"):
             a, b = (
-                folder / ("many.a.safetensors" if case == "keys" else "a.safetensors"),
+                folder / ("many.a.safetensors" if case in ("keys", "open") else "a.safetensors"),
                 folder / f"{case}.safetensors",
             )
             learn = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from remapkit.authoring.build_relation import (
+    Described,
     Ops,
     Selection,
     describe_slice,
@@ -15,47 +16,67 @@ from remapkit.authoring.build_relation import (
     list_short_dims,
     name_by_parts,
 )
-from remapkit.authoring.find_order import find_order, fit_shape, join_prints
+from remapkit.authoring.find_order import find_order, fit_shape, join_prints, judge_order
 from remapkit.authoring.fingerprint import Dims, Prints, list_long_dims
-from remapkit.authoring.relation import Relation
+from remapkit.authoring.relation import SIMPLEST, UNSETTLED, Relation
 from remapkit.tensors.elements import Array
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 
-def build_cut(source: Prints, selections: Sequence[Selection], header: StateDictSpec) -> Relation | None:
-    """Return the relation for all targets that come from one source: a move, a cut, or copies with operations."""
-    builders: tuple[Callable[[Prints, Sequence[Selection]], Relation | None], ...] = (
-        _build_unstack,
-        _build_split,
-        _build_copies,
-    )
-    for build in builders:
+def build_cut(
+    sources: Mapping[str, Prints], selections: Sequence[Selection], header: StateDictSpec
+) -> Relation | None:
+    """Return the relation for all targets that come from one source: a move, a cut, or copies with operations.
+
+    `sources` are the fingerprints of the source by dtype, of those of the targets at least where no operations are
+    known.
+    """
+    dtypes = {selection.target.spec.dtype for selection in selections}
+    has_ops = any(selection.ops for selection in selections)
+    if len(dtypes) > 1 or has_ops:
+        return build_copies(sources, selections, header)
+    (dtype,) = dtypes
+    source = sources[dtype]
+    for build in (_build_unstack, _build_split):
         relation = build(source, selections)
         if relation is not None:
-            dtype = selections[0].target.spec.dtype
-            cast: Ops = () if header[source.fqn].dtype == dtype else ({"cast": dtype},)
-            return (
-                replace(relation, ops=(*cast, *relation.ops))
-                if relation.cut
-                else replace(relation, ops=(*relation.ops, *cast))
-            )
-    return None
+            return replace(relation, ops=(*_cast(header, source.fqn, dtype), *relation.ops))
+    return build_copies(sources, selections, header)
 
 
-def _build_copies(source: Prints, selections: Sequence[Selection]) -> Relation | None:
-    each: list[Ops] = []
-    for selection in selections:
-        is_whole = selection.segment is None
-        ops = describe_whole(source, selection.target) if is_whole else describe_slice(selection)
-        if ops is None:
-            return None
-        each.append(ops)
+def _cast(header: StateDictSpec, fqn: str, dtype: str) -> Ops:
+    return () if header[fqn].dtype == dtype else ({"cast": dtype},)
+
+
+def build_copies(
+    sources: Mapping[str, Prints], selections: Sequence[Selection], header: StateDictSpec
+) -> Relation | None:
+    """Return copies, each with operations of its own where they differ; one target is a move."""
+    described = [_describe(sources, selection) for selection in selections]
+    each = [one for one in described if one is not None]
+    if len(each) < len(described):
+        return None
+    fqn = next(iter(sources.values())).fqn
+    casts = [_cast(header, fqn, selection.target.spec.dtype) for selection in selections]
+    by = max((settled for _, settled in each), key=("", SIMPLEST, UNSETTLED).index)
     targets = tuple(selection.target.fqn for selection in selections)
-    if len(each) == 1:
-        return Relation((source.fqn,), targets, ops=each[0])
-    if len(set(map(str, each))) == 1:
-        return Relation((source.fqn,), targets, cut="copy", ops=each[0])
-    return Relation((source.fqn,), targets, cut="copy", after=tuple(each))
+    if len(each) == 1 and not selections[0].ops:
+        return Relation((fqn,), targets, ops=(*each[0][0], *casts[0]), by=by)
+    # What calculates does so in the target's dtype.
+    whole = [(*cast, *ops) for cast, (ops, _) in zip(casts, each, strict=True)]
+    if len(set(map(str, whole))) == 1:
+        return Relation((fqn,), targets, cut="copy" if len(whole) > 1 else "", ops=whole[0], by=by)
+    if len(set(map(str, casts))) == 1:
+        return Relation((fqn,), targets, cut="copy", ops=casts[0], after=tuple(ops for ops, _ in each), by=by)
+    return Relation((fqn,), targets, cut="copy", after=tuple(whole), by=by)
+
+
+def _describe(sources: Mapping[str, Prints], selection: Selection) -> Described | None:
+    if selection.ops is not None:
+        return selection.ops, ""
+    if selection.segment is not None:
+        return describe_slice(selection)
+    return describe_whole(sources[selection.target.spec.dtype], selection.target)
 
 
 def _build_split(source: Prints, selections: Sequence[Selection]) -> Relation | None:
@@ -131,6 +152,7 @@ def _finish_split(
         sizes=() if len(set(sizes)) == 1 else tuple(sizes),
         ops=ops,
         after=tuple(each) if any(each) else (),
+        by=judge_order(order.is_sure, ops, *each),
     )
 
 
@@ -179,12 +201,20 @@ def _finish_unstack(
             continue
         order = find_order(source, join_prints(groups, dim, stack_dim))
         ops = order.name_ops() if order is not None else None
-        if ops is None:
+        if order is None or ops is None:
             continue
+        by = judge_order(order.is_sure, ops)
         if width == 1:
-            return Relation((source.fqn,), targets, cut="unstack", dim=stack_dim, ops=ops)
-        unequal = tuple(sizes) if len(set(sizes)) > 1 else ()
+            return Relation((source.fqn,), targets, cut="unstack", dim=stack_dim, ops=ops, by=by)
         return Relation(
-            (source.fqn,), targets, cut="split", dim=dim, sizes=unequal, ops=ops, count=count, count_dim=stack_dim
+            (source.fqn,),
+            targets,
+            cut="split",
+            dim=dim,
+            sizes=tuple(sizes) if len(set(sizes)) > 1 else (),
+            ops=ops,
+            count=count,
+            count_dim=stack_dim,
+            by=by,
         )
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,25 +13,32 @@ from remapkit.authoring.find_order import (
     find_order,
     fit_shape,
     join_prints,
+    judge_order,
     name_dims,
     permute_prints,
 )
 from remapkit.authoring.fingerprint import Dims, Prints, list_long_dims
 from remapkit.authoring.name_order import name_order
-from remapkit.authoring.relation import OpText, Relation
+from remapkit.authoring.relation import UNSETTLED, OpText, Relation
 from remapkit.tensors.elements import Array
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 Ops = tuple[OpText, ...]
+Described = tuple[Ops, str]
+"""Operations, and what settled them where the values allow others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows of a tensor of A in the order in which they occur in one of B: `indices` of its view of `dims`."""
+    """Rows of a tensor of A in the order in which they occur in one of B: `indices` of its view of `dims`.
+
+    `is_sure` is False if rows of A that are equal to some of them might be meant.
+    """
 
     prints: Prints
     dims: Dims
     indices: Array
+    is_sure: bool = True
 
     @property
     def is_whole(self) -> bool:
@@ -43,29 +50,34 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A tensor of B that comes from one of A: the rows of its view of `dims`; without a segment, all of it."""
+    """A tensor of B that comes from one of A: the rows of its view of `dims`; without a segment, all of it.
+
+    `ops` are the operations where they are known, casts aside.
+    """
 
     target: Prints
     dims: Dims = ()
     segment: Segment | None = None
+    ops: Ops | None = None
 
 
 # --------------------------------------------------------------------------------------------------- one to one
 
 
-def describe_whole(source: Prints, target: Prints) -> Ops | None:
+def describe_whole(source: Prints, target: Prints) -> Described | None:
     """Return the operations that turn one whole tensor into another, casts aside; None if there are none."""
     order = find_order(source, target)
     named = order.name_ops() if order is not None else None
     # An index list is longer than any reshape.
-    if named is not None:
-        return named
+    if order is not None and named is not None:
+        return named, judge_order(order.is_sure, named)
     if source.digest == target.digest:
-        return fit_shape(source.spec.shape, target.spec.shape)
-    return find_merged_axes(source, target)
+        return fit_shape(source.spec.shape, target.spec.shape), ""
+    merged = find_merged_axes(source, target)
+    return None if merged is None else (merged[0], judge_order(merged[1], merged[0]))
 
 
-def describe_slice(selection: Selection) -> Ops | None:
+def describe_slice(selection: Selection) -> Described | None:
     """Return the operations for some rows of one tensor; the order in the other dimensions is not known."""
     segment, target = selection.segment, selection.target
     if segment is None or len(segment.dims) != 1:
@@ -84,7 +96,9 @@ def describe_slice(selection: Selection) -> Ops | None:
         others.insert(place, dim)
     if [shape[other] for other in others] != [target.spec.shape[other] for other in theirs]:
         return None
-    return (*named, *name_dims(shape, tuple(others), target.spec.shape))
+    by = judge_order(segment.is_sure, named)
+    # A slice goes on where its rows do: only a list of indices is a guess.
+    return (*named, *name_dims(shape, tuple(others), target.spec.shape)), by if by == UNSETTLED else ""
 
 
 # -------------------------------------------------------------------------------------------------- several to one
@@ -112,7 +126,12 @@ def _merge_segments(segments: Sequence[Segment]) -> list[Segment] | None:
     for segment in segments:
         by_owner.setdefault(segment.prints.fqn, []).append(segment)
     merged = [
-        Segment(some[0].prints, some[0].dims, np.concatenate([segment.indices for segment in some]))
+        Segment(
+            some[0].prints,
+            some[0].dims,
+            np.concatenate([segment.indices for segment in some]),
+            all(segment.is_sure for segment in some),
+        )
         for some in by_owner.values()
         if len({segment.dims for segment in some}) == 1
     ]
@@ -128,7 +147,8 @@ def _build_stack(target: Prints, dim: int, parts: Sequence[Prints], header: Stat
     for stack_dim in dict.fromkeys((dim, 0)):
         order = find_order(join_prints([[part] for part in parts], 0, stack_dim), target)
         if order is not None and casts.are_equal and (ops := order.name_ops()) is not None:
-            return Relation(sources, (target.fqn,), "stack", dim=stack_dim, ops=(*ops, *casts.of_whole))
+            by = judge_order(order.is_sure, ops)
+            return Relation(sources, (target.fqn,), "stack", dim=stack_dim, ops=(*ops, *casts.of_whole), by=by)
     return None
 
 
@@ -168,7 +188,8 @@ def _join_parts(
         return None
     ops, each = named
     before = [(*turn, *own) for turn, own in zip(turns, each, strict=True)]
-    return _finish_concat(target, parts, before, ops, dim, sizes, header)
+    by = judge_order(order.is_sure, ops, *each)
+    return replace(_finish_concat(target, parts, before, ops, dim, sizes, header), by=by)
 
 
 def _finish_concat(
@@ -198,59 +219,58 @@ def _build_concat_of_slices(
     target: Prints, dim: int, segments: Sequence[Segment], header: StateDictSpec
 ) -> Relation | None:
     before: list[Ops] = []
+    by = ""
     for segment in segments:
         shape = list(target.spec.shape)
         shape[dim] = len(segment.indices)
         part = Prints("", TensorSpec(target.spec.dtype, tuple(shape)), {})
         whole = segment.prints.spec.shape
         if not segment.dims:
-            ops: Ops | None = fit_shape(whole, shape)
-        else:
-            ops = describe_slice(Selection(part, (dim,) if shape[dim] > 1 else (), segment))
-        if ops is None:
+            before.append(fit_shape(whole, shape))
+            continue
+        described = describe_slice(Selection(part, (dim,) if shape[dim] > 1 else (), segment))
+        if described is None:
             return None
-        before.append(ops)
+        before.append(described[0])
+        by = by or described[1]
     sizes = [len(segment.indices) for segment in segments]
-    return _finish_concat(target, [segment.prints for segment in segments], before, (), dim, sizes, header)
+    relation = _finish_concat(target, [segment.prints for segment in segments], before, (), dim, sizes, header)
+    return replace(relation, by=by)
 
 
 def _build_stacked_concat(
     target: Prints, dims: Dims, segments: Sequence[Segment], header: StateDictSpec
 ) -> Relation | None:
     """Return a concat and a stack: the segments cover the indices of the first dimension one after the other."""
-    for stack_place in (0, 1):
-        groups = _split_groups(target, dims, segments, stack_place)
-        if groups is None:
-            continue
-        width = len(groups[0])
-        parts = [segment.prints for group in groups for segment in group]
-        join_dims = {segment.dims for group in groups for segment in group}
-        if len({part.fqn for part in parts}) < len(parts) or len(join_dims) > 1 or len(groups[0][0].dims) != 1:
-            continue
-        (dim,) = groups[0][0].dims
-        order = find_order(join_prints([[one.prints for one in group] for group in groups], dim, 0), target)
-        ops = order.name_ops() if order is not None else None
-        sources = tuple(part.fqn for part in parts)
-        casts = _Casts(header, sources, target.spec.dtype)
-        if ops is None or not casts.are_equal:
-            continue
-        sizes = [part.spec.shape[dim] for part in parts[:width]]
-        return Relation(
-            sources,
-            (target.fqn,),
-            "concat",
-            dim=dim,
-            sizes=() if len(set(sizes)) == 1 else tuple(sizes),
-            ops=(*ops, *casts.of_whole),
-            count=len(groups),
-        )
-    return None
-
-
-def _split_groups(target: Prints, dims: Dims, segments: Sequence[Segment], place: int) -> list[list[Segment]] | None:
-    """Return the segments for each index of the stacked dimension: as many, as large, and each of them whole."""
-    if place:
+    groups = _split_groups(target, dims, segments)
+    if groups is None:
         return None
+    parts = [segment.prints for group in groups for segment in group]
+    join_dims = {segment.dims for group in groups for segment in group}
+    if len({part.fqn for part in parts}) < len(parts) or len(join_dims) > 1 or len(groups[0][0].dims) != 1:
+        return None
+    (dim,) = groups[0][0].dims
+    order = find_order(join_prints([[one.prints for one in group] for group in groups], dim, 0), target)
+    ops = order.name_ops() if order is not None else None
+    sources = tuple(part.fqn for part in parts)
+    casts = _Casts(header, sources, target.spec.dtype)
+    if order is None or ops is None or not casts.are_equal:
+        return None
+    sizes = [part.spec.shape[dim] for part in parts[: len(groups[0])]]
+    return Relation(
+        sources,
+        (target.fqn,),
+        "concat",
+        dim=dim,
+        sizes=() if len(set(sizes)) == 1 else tuple(sizes),
+        ops=(*ops, *casts.of_whole),
+        count=len(groups),
+        by=judge_order(order.is_sure, ops),
+    )
+
+
+def _split_groups(target: Prints, dims: Dims, segments: Sequence[Segment]) -> list[list[Segment]] | None:
+    """Return the segments for each index of the stacked dimension: as many, as large, and each of them whole."""
     rows = target.spec.shape[dims[1]]
     groups: list[list[Segment]] = [[]]
     filled = 0

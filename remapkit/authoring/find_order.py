@@ -7,7 +7,7 @@ one search serves tensors, concatenations and stacks, and what is to be split as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from remapkit.authoring.fingerprint import Dims, Prints, list_long_dims
 from remapkit.authoring.name_order import list_likely_orders, name_order
-from remapkit.authoring.relation import OpText
+from remapkit.authoring.relation import SIMPLEST, UNSETTLED, OpText
 from remapkit.tensors.elements import Array
 from remapkit.tensors.spec import TensorSpec
 
@@ -28,12 +28,14 @@ class Order:
     """How `source` becomes `target`: each long dimension in a new order, then the dimensions themselves.
 
     `picks` has the order by dimension of the source; `dims` the source's dimension for each long one of the target.
+    `is_sure` is False if equal elements allow other orders too.
     """
 
     source: TensorSpec
     target: TensorSpec
     picks: Mapping[int, Array]
     dims: Dims
+    is_sure: bool = True
 
     def name_ops(self, *, but: int | None = None) -> tuple[OpText, ...] | None:
         """Return the operations, None if an order has no name; `but` is a dimension that is left alone."""
@@ -103,20 +105,38 @@ def find_order(source: Prints, target: Prints) -> Order | None:
         return None
     if any((dim,) not in source.views for dim in ours) or any((dim,) not in target.views for dim in theirs):
         return None
-    for dims in _list_bijections(source, target):
+    fits = _list_bijections(source, target)
+    for dims in fits:
         picks: dict[int, Array] = {}
+        is_sure = len(fits) == 1 or list(dims) == sorted(dims)
         for old, new in zip(dims, theirs, strict=True):
             order = _find_pick(source.views[(old,)], target.views[(new,)])
             if order is None:
                 break
-            picks[old] = order
+            if (order != np.arange(len(order))).any():
+                picks[old] = order
+                is_sure = is_sure and has_distinct(source.views[(old,)])
         else:
-            picks = {dim: order for dim, order in picks.items() if (order != np.arange(len(order))).any()}
-            return Order(source.spec, target.spec, picks, dims)
+            return Order(source.spec, target.spec, picks, dims, is_sure)
     return None
 
 
-def _list_bijections(source: Prints, target: Prints) -> Iterator[Dims]:
+def judge_order(is_sure: bool, *ops: Sequence[OpText]) -> str:
+    """Return what settled operations where values allow others: a name does, a list of indices does not.
+
+    >>> judge_order(True), judge_order(False, ["transpose"]) == SIMPLEST
+    ('', True)
+    """
+    has_index = any(isinstance(op, Mapping) and "index" in op for some in ops for op in some)
+    return "" if is_sure else UNSETTLED if has_index else SIMPLEST
+
+
+def has_distinct(view: Array) -> bool:
+    """Return whether no two elements of a view are equal."""
+    return len(np.unique(view)) == len(view)
+
+
+def _list_bijections(source: Prints, target: Prints) -> list[Dims]:
     ours, theirs = source.long_dims, target.long_dims
     sizes = [target.spec.shape[dim] for dim in theirs]
     orders = permutations(ours) if len(ours) <= MOST_DIMS else iter([ours])
@@ -131,7 +151,7 @@ def _list_bijections(source: Prints, target: Prints) -> Iterator[Dims]:
             for old, new in zip(dims, theirs, strict=True)
         )
     )
-    return iter(fits)
+    return fits
 
 
 def _sign(view: Array) -> int:
@@ -214,10 +234,11 @@ def _find_ones(long: Sequence[int], short: Sequence[int]) -> list[int]:
     return ones if not rest else []
 
 
-def find_merged_axes(source: Prints, target: Prints) -> tuple[OpText, ...] | None:
+def find_merged_axes(source: Prints, target: Prints) -> tuple[tuple[OpText, ...], bool] | None:
     """Return a `rearrange` that joins or splits dimensions in another order: a convolution's weights as a matrix.
 
-    The first dimension stays; all others are one dimension on one of the sides.
+    With it comes whether no two elements that it moves are equal. The first dimension stays; all others are one
+    dimension on one of the sides.
     """
     big, small = (source, target) if len(source.long_dims) > len(target.long_dims) else (target, source)
     if len(small.long_dims) != 2 or len(big.long_dims) < 3 or source.total != target.total:
@@ -239,5 +260,5 @@ def find_merged_axes(source: Prints, target: Prints) -> tuple[OpText, ...] | Non
             flat = f"o ({' '.join(names[place] for place in places)})"
             sides = (apart, flat) if big is source else (flat, apart)
             given = {names[n]: size for n, size in enumerate(sizes) if big is source or n != places[0]}
-            return ({"rearrange": {"pattern": " -> ".join(sides), **given}},)
+            return ({"rearrange": {"pattern": " -> ".join(sides), **given}},), has_distinct(big.views[rest])
     return None

@@ -8,23 +8,27 @@ several keys have) suggest nothing: only the weights of their modules can settle
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from remapkit.authoring.build_cut import build_cut
+from remapkit.authoring.build_cut import build_copies, build_cut
 from remapkit.authoring.build_relation import Segment, Selection, build_join
-from remapkit.authoring.find_order import MOST_DIMS
+from remapkit.authoring.find_order import MOST_DIMS, has_distinct
 from remapkit.authoring.find_rows import RowIndex, Rows
 from remapkit.authoring.find_siblings import propose_siblings
-from remapkit.authoring.fingerprint import Prints, take_prints
+from remapkit.authoring.fingerprint import Dims, Prints, take_prints
 from remapkit.authoring.pair_by_value import PairableTensors
-from remapkit.authoring.relation import Relation
+from remapkit.authoring.relation import TIED, UNSETTLED, Relation
 from remapkit.authoring.verify_relation import Verifier
 from remapkit.diagnostics.wording import join_words
+from remapkit.tensors.spec import StateDictSpec
 
 MOST_PARTS = 4096
 """The most parts of one target: more runs of rows are an order that nobody could write down."""
+ROWS_PER_STEP = 1 << 18
+"""The rows of a view that are looked up in one step."""
 
 NOWHERE = "no operation on tensors of A gives these values"
 UNNAMED = "its values are in A, but in an order that the rule language has no operation for"
@@ -38,7 +42,7 @@ class Found:
     """The relations, and what is left: keys of B and of A, each with the reason.
 
     `undetermined` are keys of B whose values are in A, but at several places or by chance, so that nothing tells
-    which is meant. A relation of a key that is paired has that pair's target among its own.
+    which is meant.
     """
 
     relations: tuple[Relation, ...]
@@ -55,8 +59,13 @@ def find_relations(
     only_b: Sequence[str],
     paired: Mapping[str, str],
     limit: int | None = None,
+    *,
+    copies: Mapping[str, Sequence[str]] | None = None,
 ) -> Found:
     """Find how the keys `only_b` follow from A; `paired` are keys whose bytes are equal.
+
+    `copies` are keys of A whose bytes several keys of B have. A relation that reads a paired or copied key has all
+    keys of B with its bytes among its targets.
 
     Other keys of A than `only_a` may be sources too: those with equal bytes under several keys, and paired ones,
     whose relation then has several targets. A relation with `by` may have targets beside `only_b`, whose bytes occur
@@ -64,7 +73,11 @@ def find_relations(
 
     Raises `UnreadableCheckpoint` if data is missing.
     """
-    search = _Search(a, b, only_b, paired, limit)
+    equals: dict[str, tuple[str, ...]] = {fqn: (other,) for fqn, other in paired.items()}
+    equals |= {fqn: tuple(others) for fqn, others in (copies or {}).items()}
+    search = _Search(a, b, only_b, equals, paired.keys(), limit)
+    free = set(only_a)
+    search.tied = {fqn: group for group in a.header().tied if free.issuperset(group) for fqn in group}
     search.run()
     used = {fqn for relation in search.relations for fqn in relation.sources}
     reached = {fqn for relation in search.relations for fqn in relation.targets}
@@ -80,7 +93,8 @@ def find_relations(
 class _Search:
     """One search; each key of B is run once a rule.
 
-    A step is a view that is looked up, a run of rows in it, an order of dimensions, or a relation that is run.
+    A step is a view that is looked up (one more for each `ROWS_PER_STEP` of its rows), a run of rows in it, an order
+    of dimensions, or a relation that is run. All other work of a target takes no longer than its steps.
     """
 
     def __init__(
@@ -88,14 +102,16 @@ class _Search:
         a: PairableTensors,
         b: PairableTensors,
         only_b: Sequence[str],
-        paired: Mapping[str, str],
+        equals: Mapping[str, tuple[str, ...]],
+        paired: Collection[str],
         limit: int | None,
     ) -> None:
         self.relations: list[Relation] = []
         self.reasons: dict[str, str] = {}
         self.undetermined: dict[str, str] = {}
         self.steps = 0
-        self._a, self._b, self._paired = a, b, paired
+        self.tied: Mapping[str, tuple[str, ...]] = {}
+        self._a, self._b, self._equals, self._paired = a, b, equals, paired
         self._limit = 128 * (len(a.header()) + len(only_b)) + 10_000 if limit is None else limit
         self._verifier = Verifier(a, b)
         self._tried: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
@@ -103,26 +119,33 @@ class _Search:
         self._reached: set[str] = set()
         self._targets = {fqn: one for fqn in only_b for one in take_prints(b, fqn).values()}
         self._index: dict[str, RowIndex] = {}
-        self._paired_targets: dict[str, Prints] = {}
+        self._dtypes = list(dict.fromkeys(prints.spec.dtype for prints in self._targets.values()))
+        self._free: dict[str, Mapping[str, Prints]] = {}
+        self._certain: dict[str, Prints] = {}
+        self._words: dict[tuple[int, int], str] = {}
 
     def run(self) -> None:
-        """Search the keys that are not paired first; the paired ones are read only if some of B are still open."""
-        header = self._a.header()
-        dtypes = list(dict.fromkeys(prints.spec.dtype for prints in self._targets.values()))
-        free = {fqn: take_prints(self._a, fqn, dtypes) for fqn in header if fqn not in self._paired}
-        rounds = [free]
-        for taken in rounds:
-            self._index = {
-                dtype: RowIndex([one[dtype] for one in taken.values() if dtype in one]) for dtype in dtypes
-            }
-            self._search_targets(of_matrices=True)
+        """Search the keys that are not paired first; the paired ones are read only if some of B are still open.
+
+        At the end each key of `only_b` is reached, undetermined, or open, with a reason or `NOWHERE`.
+        """
+        self._free = self._take_prints(lambda fqn: fqn not in self._paired)
+        self._search_among(self._free)
+        if self._paired and any(fqn not in self.undetermined for fqn in self._names_open()):
+            both = self._free | self._take_prints(lambda fqn: fqn in self._paired)
+            self._search_among({fqn: both[fqn] for fqn in self._a.header()})
+
+    def _take_prints(self, is_wanted: Callable[[str], bool]) -> dict[str, Mapping[str, Prints]]:
+        return {fqn: take_prints(self._a, fqn, self._dtypes) for fqn in self._a.header() if is_wanted(fqn)}
+
+    def _search_among(self, taken: Mapping[str, Mapping[str, Prints]]) -> None:
+        self._index = {
+            dtype: RowIndex([one[dtype] for one in taken.values() if dtype in one]) for dtype in self._dtypes
+        }
+        self._certain = _list_certain(taken, self._a.header())
+        for of_matrices in (True, False):
+            self._search_targets(taken, of_matrices=of_matrices)
             self._search_siblings()
-            self._search_targets(of_matrices=False)
-            self._search_siblings()
-            if taken is free and self._paired and any(fqn not in self.undetermined for fqn in self._names_open()):
-                paired = {fqn: take_prints(self._a, fqn, dtypes) for fqn in header if fqn in self._paired}
-                both = free | paired
-                rounds.append({fqn: both[fqn] for fqn in header})
 
     def _open(self) -> list[Prints]:
         return [self._targets[fqn] for fqn in self._names_open()]
@@ -139,10 +162,9 @@ class _Search:
 
     # ------------------------------------------------------------------------------------------------- by value
 
-    def _search_targets(self, *, of_matrices: bool) -> None:
+    def _search_targets(self, taken: Mapping[str, Mapping[str, Prints]], *, of_matrices: bool) -> None:
         """Search what comes from matrices, or the rest: a vector's weights tell more than its own elements."""
-        by_source: dict[tuple[str, str], list[Selection]] = {}
-        sources: dict[tuple[str, str], Prints] = {}
+        by_source: defaultdict[str, list[Selection]] = defaultdict(list)
         for target in self._open():
             found = self._locate(target)
             is_vector = len(target.long_dims) < 2
@@ -152,26 +174,43 @@ class _Search:
                 self._accept(found)
             elif found is not None:
                 source, selection = found
-                place = (source.fqn, target.spec.dtype)
-                sources[place] = source
-                by_source.setdefault(place, []).append(selection)
-        for place, selections in by_source.items():
-            self._cut(sources[place], selections)
+                by_source[source.fqn].append(selection)
+        for fqn, selections in by_source.items():
+            self._cut(taken[fqn], selections)
 
-    def _cut(self, source: Prints, selections: list[Selection]) -> None:
-        """Accept the relation of all targets of a source, or one for its first targets if that is all there is."""
-        if source.fqn in self._paired:
-            (other,) = take_prints(self._b, self._paired[source.fqn]).values()
-            selections = [Selection(other), *selections] if other.spec.dtype == source.spec.dtype else []
-        orders = math.factorial(min(len(source.long_dims), MOST_DIMS))
-        if not selections or not self._spend(orders):
-            self.reasons.update({one.target.fqn: SPENT for one in selections})
+    def _cut(self, sources: Mapping[str, Prints], selections: Sequence[Selection]) -> None:
+        """Accept one relation of all targets of a source; if there is none, of those that have one each."""
+        one = next(iter(sources.values()))
+        if not self._spend(len(selections) * math.factorial(min(len(one.long_dims), MOST_DIMS))):
+            self.reasons.update({each.target.fqn: SPENT for each in selections})
             return
-        relation = build_cut(source, selections, self._a.header())
+        header = self._b.header()
+        equal = [Selection(Prints(fqn, header[fqn], {}), ops=()) for fqn in self._equals.get(one.fqn, ())]
+        relation = build_cut(sources, [*equal, *selections], self._a.header())
+        if relation is not None and one.fqn in self.tied:
+            relation = replace(relation, by=relation.by or TIED)
+        if relation is not None and (self._accept(relation) or self._is_blocked(relation)):
+            return
+        if len(selections) == 1:
+            self.reasons.update({} if relation is not None else {selections[0].target.fqn: UNNAMED})
+            return
+        true = [each for each in selections if self._has_relation(sources, each)]
+        relation = build_copies(sources, [*equal, *true], self._a.header()) if true else None
         if relation is not None:
             self._accept(relation)
-        else:
-            self.reasons.update({one.target.fqn: UNNAMED for one in selections})
+
+    def _has_relation(self, sources: Mapping[str, Prints], selection: Selection) -> bool:
+        """Return whether a target alone has a true relation; the reason is kept if it has none."""
+        relation = build_cut(sources, [selection], self._a.header())
+        reason = UNNAMED if relation is None else SPENT if not self._spend() else ""
+        if relation is not None and not reason and relation.by == UNSETTLED:
+            self.undetermined[selection.target.fqn] = UNSETTLED
+            return False
+        if relation is not None and not reason:
+            reason = "" if self._verifier.is_true(relation) else FAILED
+        if reason:
+            self.reasons[selection.target.fqn] = reason
+        return not reason
 
     def _locate(self, target: Prints) -> Relation | tuple[Prints, Selection] | None:
         """Return the source of a target and its rows in it, or a join of several sources."""
@@ -182,86 +221,78 @@ class _Search:
             self.reasons[target.fqn] = SPENT
             return None
         index = self._index[target.spec.dtype]
-        whole = [one for one in index.find_total(target.total) if one.spec.numel == target.spec.numel]
-        if len(whole) > 1:
-            names = join_words([one.fqn for one in whole], 2)
-            self.undetermined[target.fqn] = f"{names} have the same values"
+        whole = index.find_total(target)
+        if len(whole) > 1 and not {one.fqn for one in whole} <= set(self.tied.get(whole[0].fqn, ())):
+            self.undetermined[target.fqn] = self._name_twins(whole)
             return None
         if whole:
             return whole[0], Selection(target)
-        if (shifted := self._find_shifted(index, target)) is not None:
-            return shifted
-        for dims in target.views:
-            rows = index.find_rows(target, dims)
-            if rows is None:
-                if dims and index.has_rows(target, dims):
-                    self.reasons[target.fqn] = AMBIGUOUS
-                continue
-            segments = _list_segments(index, rows)
-            if segments is None:
-                self.reasons[target.fqn] = UNNAMED
-                continue
-            if not self._spend(len(segments)):
+        shifted = index.find_shifted(target)
+        if len(shifted) == 1:
+            return shifted[0][0], Selection(target, ops=({"add": shifted[0][1]},))
+        for dims, view in target.views.items():
+            if not self._spend(1 + len(view) // ROWS_PER_STEP):
                 self.reasons[target.fqn] = SPENT
                 return None
-            owners = {segment.prints.fqn for segment in segments}
-            if len(owners) == 1 and len(segments) == 1:
-                return segments[0].prints, Selection(target, dims, segments[0])
-            if len(owners) > 1 and dims and len(dims) < 3:
-                if not self._spend(math.factorial(min(len(target.long_dims), MOST_DIMS))):
-                    self.reasons[target.fqn] = SPENT
-                    return None
-                relation = build_join(target, dims, segments, self._a.header())
-                if relation is not None:
-                    return relation
-            self.reasons[target.fqn] = UNNAMED
+            rows = index.find_rows(target, dims)
+            if rows is not None:
+                found = self._follow_rows(target, dims, _list_segments(index, rows))
+                if found is not None or self.reasons.get(target.fqn) == SPENT:
+                    return found
+                self.reasons[target.fqn] = UNNAMED
+            elif dims and index.has_rows(target, dims):
+                self.reasons[target.fqn] = AMBIGUOUS
         return None
 
-    def _find_shifted(self, index: RowIndex, target: Prints) -> Relation | None:
-        """Return the vector of which the target is one more or less: norms that store their difference to 1."""
-        if target.plus is None:
+    def _follow_rows(
+        self, target: Prints, dims: Dims, segments: Sequence[Segment] | None
+    ) -> Relation | tuple[Prints, Selection] | None:
+        """Return the one source of the rows and which they are in it, or the join of their sources."""
+        if segments is None:
             return None
-        found = [
-            (one.fqn, term)
-            for one in index.prints
-            for term, digest in (one.plus or {}).items()
-            if digest == target.digest and one.spec == target.spec and not one.is_constant
-        ]
-        if len(found) != 1:
+        owners = {segment.prints.fqn for segment in segments}
+        if len(owners) == 1 and len(segments) == 1:
+            return segments[0].prints, Selection(target, dims, segments[0])
+        has_join = len(owners) > 1 and 0 < len(dims) < 3
+        orders = math.factorial(min(len(target.long_dims), MOST_DIMS)) if has_join else 0
+        if not self._spend(len(segments) + orders):
+            self.reasons[target.fqn] = SPENT
             return None
-        ((fqn, term),) = found
-        casts = () if self._a.header()[fqn].dtype == target.spec.dtype else ({"cast": target.spec.dtype},)
-        return Relation((fqn,), (target.fqn,), ops=(*casts, {"add": term}))
+        return build_join(target, dims, segments, self._a.header()) if has_join else None
+
+    def _name_twins(self, whole: Sequence[Prints]) -> str:
+        # Thousands of targets may share these names: they are joined once.
+        place = (whole[0].total, len(whole))
+        if place not in self._words:
+            self._words[place] = f"{join_words([one.fqn for one in whole], 2)} have the same values"
+        return self._words[place]
 
     # --------------------------------------------------------------------------------------------- by the module
 
     def _search_siblings(self) -> None:
         """Try on the biases what was found for their weights; also on keys whose bytes several keys of A have."""
-        header, reached = self._b.header(), self._reached | set(self._paired.values())
-        free = [fqn for fqn in header if fqn not in reached]
-        for relation in propose_siblings(self.relations, self._a.header(), header, set(free)):
-            alone = all(self._is_certain(fqn) for fqn in relation.targets)
-            self._accept(replace(relation, by="") if alone else relation)
+        header = self._b.header()
+        reached = self._reached.union(*self._equals.values())
+        free = {fqn for fqn in header if fqn not in reached}
+        for relation in propose_siblings(self.relations, self._a.header(), header, free):
+            self._accept(replace(relation, by="") if self._is_certain(relation) else relation)
 
-    def _is_certain(self, fqn: str) -> bool:
-        """Return whether the values alone could tell where a target comes from."""
-        target = self._targets.get(fqn)
-        if target is None or target.is_constant:
-            return False
-        return len(self._index[target.spec.dtype].find_total(target.total)) < 2
+    def _is_certain(self, relation: Relation) -> bool:
+        """Return whether the values alone could tell what the sources of some vectors become."""
+        ops = [op for some in (*relation.before, relation.ops, *relation.after) for op in some]
+        is_moved = any("cast" not in op for op in ops)
+        return all(
+            fqn in self._certain and (not is_moved or has_distinct(self._certain[fqn].views[(0,)]))
+            for fqn in relation.sources
+        )
 
     def _accept(self, relation: Relation) -> bool:
         """Run a relation, and keep it if it gives B's bytes; each set of keys is run once."""
         names = (relation.sources, relation.targets)
-        if any(fqn in self._reached for fqn in relation.targets):
+        if any(fqn in self._reached for fqn in relation.targets) or self._is_blocked(relation):
             return False
-        other = next((self._used[fqn] for fqn in relation.sources if fqn in self._used), None)
-        # A pair is certain: a relation that reads its key must make its target too.
-        lost = [fqn for fqn in relation.sources if self._paired.get(fqn) not in (None, *relation.targets)]
-        if other is not None or lost or (relation.join and any(fqn in self._paired for fqn in relation.sources)):
-            kept = other or next(self._paired[fqn] for fqn in relation.sources if fqn in self._paired)
-            reason = f"a source of it already becomes {kept}, and no rule can do both"
-            self.reasons.update(dict.fromkeys(relation.targets, reason))
+        if relation.by == UNSETTLED:
+            self.undetermined.update(dict.fromkeys(relation.targets, UNSETTLED))
             return False
         if names in self._tried or not self._spend():
             self.reasons.update({fqn: SPENT for fqn in relation.targets if names not in self._tried})
@@ -275,6 +306,28 @@ class _Search:
         self._used.update(dict.fromkeys(relation.sources, relation.targets[0]))
         return True
 
+    def _is_blocked(self, relation: Relation) -> bool:
+        """Return whether a source becomes something else already; then that is the reason.
+
+        A pair is certain, and so are copies: a relation that reads their key must make their targets too.
+        """
+        kept = [self._used[fqn] for fqn in relation.sources if fqn in self._used]
+        for fqn in relation.sources:
+            if relation.join or not set(self._equals.get(fqn, ())) <= set(relation.targets):
+                kept += self._equals.get(fqn, ())
+        if kept and not self._reached.issuperset(relation.targets):
+            reason = f"a source of it already becomes {kept[0]}, and no rule can do both"
+            self.reasons.update(dict.fromkeys(relation.targets, reason))
+        return bool(kept)
+
+
+def _list_certain(taken: Mapping[str, Mapping[str, Prints]], header: StateDictSpec) -> dict[str, Prints]:
+    """Return the vectors whose values tell them from all other tensors: no constants, and none that A has twice."""
+    own = [prints[header[fqn].dtype] for fqn, prints in taken.items() if header[fqn].dtype in prints]
+    counts = Counter((one.spec.dtype, one.digest) for one in own)
+    alone = [one for one in own if not one.is_constant and counts[one.spec.dtype, one.digest] == 1]
+    return {one.fqn: one for one in alone if len(one.long_dims) == 1 and (0,) in one.views}
+
 
 def _is_of_matrix(found: tuple[Prints, Selection] | None) -> bool:
     return found is not None and len(found[0].long_dims) > 1
@@ -287,7 +340,7 @@ def _list_segments(index: RowIndex, rows: Rows) -> list[Segment] | None:
         if len(segments) == MOST_PARTS:
             return None
         prints, dims = index.places[int(rows.places[start])]
-        segments.append(Segment(prints, dims, rows.indices[start:stop]))
+        segments.append(Segment(prints, dims, rows.indices[start:stop], bool(rows.sure[start:stop].all())))
     return segments
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from remapkit.authoring.find_relations import find_relations
 from remapkit.authoring.find_siblings import propose_siblings
 from remapkit.authoring.pair_by_value import PairableTensors, Pairing, pair_by_value
-from remapkit.authoring.relation import OpText, Relation
+from remapkit.authoring.relation import SIMPLEST, OpText, Relation
 from remapkit.authoring.settle_operations import settle_operations
 from remapkit.authoring.verify_relation import Verifier, has_equal_bytes
 from remapkit.compute.cast import cast_elements
@@ -81,13 +81,14 @@ def find_operations(a: PairableTensors, b: PairableTensors, pairing: Pairing) ->
 
     Raises `UnreadableCheckpoint` if data is missing.
     """
-    found = find_relations(a, b, pairing.only_a, pairing.only_b, pairing.pairs)
-    read = {fqn for relation in found.relations for fqn in relation.sources}
+    found = find_relations(a, b, pairing.only_a, pairing.only_b, pairing.pairs, copies=pairing.copies)
+    certain = [relation for relation in found.relations if relation.by != SIMPLEST]
+    read = {fqn for relation in certain for fqn in relation.sources}
     open_b = [fqn for fqn in pairing.only_b if fqn in found.open_b]
     rounded = find_rounded(a, b, [fqn for fqn in pairing.only_a if fqn not in read], open_b)
-    relations = [*found.relations, *rounded]
-    read.update(fqn for relation in rounded for fqn in relation.sources)
+    relations = [*certain, *rounded]
     verifier = Verifier(a, b)
+    read.update((*pairing.pairs, *pairing.copies), (fqn for relation in rounded for fqn in relation.sources))
     for relation in propose_siblings(rounded, a.header(), b.header(), found.undetermined):
         # Constants have no digits to lose: these are compared bit for bit.
         exact = replace(relation, rounded="")
@@ -98,9 +99,17 @@ def find_operations(a: PairableTensors, b: PairableTensors, pairing: Pairing) ->
     left = {fqn: a.header()[fqn] for fqn in pairing.only_a if fqn not in read}
     open_b = [fqn for fqn in pairing.only_b if fqn not in reached]
     relations += settle_operations(relations, StateDictSpec(left, name=a.header().name), set(open_b), verifier)
+    # The simplest of several orders counts for less than what other keys say.
+    relations = _add_free(relations, [relation for relation in found.relations if relation.by == SIMPLEST])
     reached = {fqn for relation in relations for fqn in relation.targets}
     reasons = {**found.open_b, **{fqn: f"undetermined: {reason}" for fqn, reason in found.undetermined.items()}}
     return Operations(tuple(relations), {fqn: reason for fqn, reason in reasons.items() if fqn not in reached})
+
+
+def _add_free(relations: Sequence[Relation], others: Sequence[Relation]) -> list[Relation]:
+    """Add those of the others of which no name is used."""
+    used = {fqn for relation in relations for fqn in (*relation.sources, *relation.targets)}
+    return [*relations, *(each for each in others if used.isdisjoint((*each.sources, *each.targets)))]
 
 
 def has_equal_rounded(made: Iterator[memoryview], wanted: Iterator[memoryview], fine: str, coarse: str) -> bool:
@@ -129,7 +138,7 @@ class _Some:
 
 def _find_in(a: _Some, b: _Some, fine: str) -> Iterator[Relation]:
     pairing = pair_by_value(a, b)
-    found = find_relations(a, b, pairing.only_a, pairing.only_b, pairing.pairs)
+    found = find_relations(a, b, pairing.only_a, pairing.only_b, pairing.pairs, copies=pairing.copies)
     read = {fqn for relation in found.relations for fqn in relation.sources}
     pairs = [Relation((fqn,), (other,)) for fqn, other in pairing.pairs.items() if fqn not in read]
     copies = [Relation((fqn,), others, cut="copy") for fqn, others in pairing.copies.items() if fqn not in read]

@@ -9,6 +9,13 @@ from typing import Literal
 OpText = str | Mapping[str, object]
 """An operation as in a rule file: `"transpose"`, `{"flip": {"dim": 1}}`, `{"rearrange": {"pattern": "..."}}`."""
 
+SIMPLEST = "it is the simplest of several orders that give these values"
+"""What settled a relation that puts equal elements in order."""
+TIED = "the names that could be meant are tied to one tensor in A, and this is the first of them"
+"""What settled a relation of a tensor that the file has under several names."""
+UNSETTLED = "several orders of equal elements give these values, and nothing tells which is meant"
+"""The `by` of a relation that nothing settled: it is not to be used."""
+
 
 @dataclass(frozen=True, slots=True)
 class Relation:

@@ -104,7 +104,8 @@ def run_converter(
     open_b = [fqn for fqn in pairing.only_b if fqn not in constant]
     relations: tuple[Relation, ...] = ()
     if open_b:
-        relations = find_relations(other, returned.tensors, pairing.only_a, open_b, pairing.pairs).relations
+        tensors, copies = returned.tensors, pairing.copies
+        relations = find_relations(other, tensors, pairing.only_a, open_b, pairing.pairs, copies=copies).relations
     del returned  # before the next result
     returned = runner.run(first)
     result = returned.tensors

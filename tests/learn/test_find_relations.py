@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 
 import pytest
 import torch
@@ -13,7 +16,8 @@ from run_relation import run_ops, run_relation
 from torch import Tensor
 
 import remapkit
-from remapkit.authoring.find_relations import Found, find_relations
+from remapkit.authoring import find_relations as find_relations_module
+from remapkit.authoring.find_relations import SPENT, Found, find_relations
 from remapkit.authoring.find_siblings import BY_WEIGHT
 from remapkit.authoring.pair_by_value import pair_by_value
 from remapkit.authoring.relation import OpText
@@ -37,7 +41,7 @@ def store(name: str, tensors: Mapping[str, Tensor]) -> Stored:
 def find(a: Mapping[str, Tensor], b: Mapping[str, Tensor], limit: int | None = None) -> Found:
     one, other = store("a", a), store("b", b)
     pairing = pair_by_value(one, other)
-    return find_relations(one, other, pairing.only_a, pairing.only_b, pairing.pairs, limit)
+    return find_relations(one, other, pairing.only_a, pairing.only_b, pairing.pairs, limit, copies=pairing.copies)
 
 
 def judge(found: Found, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> set[str]:
@@ -293,6 +297,59 @@ def test_the_steps_grow_with_the_keys_not_with_their_pairs() -> None:
         return find(a, {f"y.{n}": tensor.T.contiguous() for n, tensor in enumerate(a.values())}).steps
 
     assert count(40) == 2 * count(20)
+
+
+@contextmanager
+def count_instructions() -> Iterator[list[int]]:
+    """Count the instructions of the interpreter: all work in Python, whoever does it."""
+    counted = [0]
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        frame.f_trace_opcodes = True
+        counted[0] += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield counted
+    finally:
+        sys.settrace(before)
+
+
+def make_open_vectors(n: int) -> Sides:
+    x, y = ({f"{side}.{i}": random(3, seed=2 * i + place) for i in range(n)} for place, side in enumerate("xy"))
+    return x, y
+
+
+def make_twins(n: int) -> Sides:
+    a = {f"x.{i}": torch.tensor([[1.0, 2], [3, 4]]) for i in range(n)}
+    return a, {f"y.{i}": tensor.T.contiguous() for i, tensor in enumerate(a.values())}
+
+
+def make_norms(n: int) -> Sides:
+    a = {f"x.{i}": random(3, seed=i) for i in range(n)}
+    return a, {f"y.{i}": tensor + 1 for i, tensor in enumerate(a.values())}
+
+
+@pytest.mark.parametrize("make", [make_open_vectors, make_twins, make_norms])
+def test_the_work_grows_with_the_keys_whether_it_is_a_step_or_not(make: Callable[[int], Sides]) -> None:
+    def count(number: int) -> int:
+        a, b = make(number)
+        find(a, b)  # what is made once only
+        with count_instructions() as counted:
+            find(a, b)
+        return counted[0]
+
+    assert count(60) < 2.3 * count(30)
+
+
+def test_large_views_cost_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find_relations_module, "ROWS_PER_STEP", 64)
+    a = {"x": random(1024, 3)}
+    b = {"low": a["x"][:512].clone(), "open": random(1024, seed=1)}
+    assert find(a, b).steps >= 8 + 16
+    assert find(a, b, limit=8).open_b == {"low": SPENT, "open": SPENT}
 
 
 def test_equal_sums_in_every_row_and_column_are_not_enough() -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import random as python_random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_find_relations import Stored, find, random, store
+from test_find_relations import find, random, store
 from test_learn_ops import judge
 from torch import Tensor
 
 import remapkit
 from remapkit.authoring.find_relations import AMBIGUOUS, NOWHERE, SPENT
 from remapkit.authoring.find_rounded import Operations, find_operations
+from remapkit.authoring.find_siblings import BY_WEIGHT
 from remapkit.authoring.pair_by_value import pair_by_value
+from remapkit.authoring.relation import SIMPLEST, TIED, UNSETTLED
 from remapkit.authoring.settle import By
 from remapkit.cli.app import main
 
@@ -176,21 +179,104 @@ def test_a_stack_needs_names_that_count_without_gaps(tmp_path: Path) -> None:
     assert any(each.code == "RK656" for each in report.diagnostics)
 
 
-def test_a_name_that_the_file_only_records_is_tied_to_a_fused_tensor(tmp_path: Path) -> None:
+def test_the_names_of_one_tensor_are_one_source_and_it_is_said(tmp_path: Path) -> None:
     embed = random(6, 4)
+    turned = embed.T.contiguous()
     torch.save({"embed": embed, "head": embed, "x": random(3)}, tmp_path / "a.pth")
+    torch.save({"tok": turned, "out": turned.clone(), "y": random(3)}, tmp_path / "b.pth")
+    report = remapkit.learn(tmp_path / "a.pth", tmp_path / "b.pth")
+    (relation,) = report.learned.relations
+    assert (relation.sources, relation.targets, relation.by) == (("embed",), ("tok", "out"), TIED)
+    assert report.learned.pairs == {"x": "y"} and report.learned.only_a == ("head",)
+    assert any(each.code == "RK628" and each.title.endswith(TIED) for each in report.diagnostics)
+
+
+def test_twins_that_no_file_ties_stay_undetermined(tmp_path: Path) -> None:
+    embed = random(6, 4)
+    torch.save({"embed": embed, "head": embed.clone(), "x": random(3)}, tmp_path / "a.pth")
     torch.save({"tok": embed.T.contiguous(), "y": random(3)}, tmp_path / "b.pth")
     report = remapkit.learn(tmp_path / "a.pth", tmp_path / "b.pth")
-    assert report.learned.pairs == {"x": "y"}
-    # Either name of the one tensor could be meant.
+    assert report.learned.pairs == {"x": "y"} and not report.learned.relations
     assert "embed and head have the same values" in report.text
-    assert isinstance(store("a", {"x": embed}), Stored)
 
 
-def test_a_certain_pair_is_not_lost_to_an_operation(tmp_path: Path) -> None:
-    norm = random(8).numpy()
-    report, made = judge(tmp_path, {"n": norm}, {"n": norm, "m": norm + 1})
-    assert made == {"n"} and report.learned.reasons["m"].startswith("a source of it already becomes n")
+def test_what_is_equal_is_reached_beside_what_is_calculated(tmp_path: Path) -> None:
+    norm, w = random(8), random(4, 6, seed=1)
+    a = {"n": norm.numpy(), "w": w.numpy(), "emb": random(3, 5, seed=2).numpy(), "s": random(9, seed=3).numpy()}
+    b = {"n": a["n"], "m": a["n"] + 1, "t1": a["w"], "t2": a["w"], "t3": w.T.contiguous().numpy()}
+    b |= {"e": a["emb"], "half": a["emb"].astype("float16"), "turned": a["emb"].T.astype("float16").copy()}
+    b["m16"] = a["n"].astype("float16") + np.float16(1)
+    assert (b["m16"] != (a["n"] + 1).astype("float16")).any()
+    b |= {"s1": a["s"] - 1, "s2": a["s"] + 1, "s3": a["s"][2:5].copy()}
+    report, made = judge(tmp_path, a, b)
+    assert made == set(b) and not report.learned.settled
+    assert not any(each.by for each in report.learned.relations)
+
+
+def test_a_certain_pair_is_not_lost_to_a_join(tmp_path: Path) -> None:
+    a = {"n": random(8).numpy(), "o": random(4, seed=1).numpy(), "w": random(3, 4, seed=2).numpy()}
+    a["u"] = random(2, 4, seed=3).numpy()
+    joined = torch.cat([torch.from_numpy(a["n"]), torch.from_numpy(a["o"])]).numpy()
+    b = {"n": a["n"], "m": joined, "w1": a["w"], "w2": a["w"]}
+    b["wu"] = torch.cat([torch.from_numpy(a["w"]), torch.from_numpy(a["u"])]).numpy()
+    report, made = judge(tmp_path, a, b)
+    assert made == {"n", "w1", "w2"}
+    assert report.learned.reasons["m"].startswith("a source of it already becomes n")
+    assert report.learned.reasons["wu"].startswith("a source of it already becomes w1")
+
+
+def test_a_certain_pair_is_not_lost_to_what_its_weight_becomes() -> None:
+    a = {"qkv.weight": random(6, 4), "qkv.bias": random(6, seed=1)}
+    b = {f"{part}.{fqn[4:]}": each for fqn in a for part, each in zip("qkv", a[fqn].split(2), strict=True)}
+    b["all"] = a["qkv.bias"]
+    found = {each.sources: set(each.targets) for each in search(a, b).relations}
+    assert found[("qkv.weight",)] == {"q.weight", "k.weight", "v.weight"}
+    assert found[("qkv.bias",)] == {"all", "q.bias", "k.bias", "v.bias"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "by"),
+    [
+        ([1, 2, 1, 2], [1, 1, 2, 2], SIMPLEST),
+        ([0, 0, 1, 0], [0, 1, 0, 0], SIMPLEST),
+        ([3, 1, 2, 5], [5, 2, 1, 3], ""),
+    ],
+)
+def test_an_order_of_equal_elements_is_said_to_be_the_simplest(old: list[int], new: list[int], by: str) -> None:
+    (relation,) = search({"x": torch.tensor(old)}, {"y": torch.tensor(new)}).relations
+    assert relation.by == by
+
+
+def test_the_simplest_order_is_printed_and_counts_for_less_than_other_keys(tmp_path: Path) -> None:
+    order = [2, 0, 3, 1]
+    a = {f"l.{n}.w": torch.tensor(some).float() for n, some in enumerate(([1, 2, 3, 4], [5, 1, 7, 2], [1, 2, 1, 2]))}
+    b = {f"h.{fqn[2]}.w": tensor[order] for fqn, tensor in a.items()}
+    found = {each.targets: each for each in search(a, b).relations}
+    assert [found[(f"h.{n}.w",)].by for n in range(3)] == ["", "", By.RULE.value]
+    assert all(each.ops == ({"index": {"dim": 0, "order": order}},) for each in found.values())
+    report, made = judge(tmp_path, {"x": a["l.2.w"].numpy()}, {"y": np.array([1, 1, 2, 2], "f4")})
+    assert made == {"y"} and f"chosen because {SIMPLEST}" in report.diagnostics[0].title
+
+
+def test_a_list_of_indices_of_equal_elements_is_undetermined() -> None:
+    rows = random(3, 4)
+    whole = rows[[0, 1, 1, 2, 0]].contiguous()
+    found = search({"x": whole, "z": random(2, 9)}, {"y": whole[[3, 1, 0, 4, 2]].contiguous()})
+    assert not found.relations and found.reasons == {"y": f"undetermined: {UNSETTLED}"}
+    found = search({"x": rows[[0, 1, 1, 2]].contiguous()}, {"y": rows[[0, 1, 2]].contiguous()})
+    assert not found.relations and found.reasons == {"y": f"undetermined: {UNSETTLED}"}
+
+
+@given(st.permutations("kov"), st.booleans())
+def test_twins_and_constants_among_biases_are_said(parts: list[str], constant: bool) -> None:
+    """A has two biases with equal values, one of which B joins: only the weights tell which."""
+    a = {f"{part}.weight": random(3, 4, seed=n) for n, part in enumerate("qkvo")}
+    a |= {f"{part}.bias": random(3, seed=9 + n) for n, part in enumerate("qkvo")}
+    a[f"{parts[0]}.bias"] = a[f"{parts[1]}.bias"] = torch.zeros(3) if constant else random(3, seed=99)
+    b = {f"qkv.{leaf}": torch.cat([a[f"{part}.{leaf}"] for part in "qkv"]) for leaf in ("weight", "bias")}
+    found = {each.targets[0]: each for each in search(a, b).relations}
+    assert found["qkv.weight"].by == "" and found["qkv.bias"].by == BY_WEIGHT
+    assert found["qkv.bias"].sources == ("q.bias", "k.bias", "v.bias")
 
 
 def test_rows_that_repeat_are_an_index() -> None:

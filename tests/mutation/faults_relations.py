@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutation.fault import Fault
 
 RELATIONS = ("tests/learn/test_find_relations.py",)
+SETTLED = ("tests/learn/test_settled_operations.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -34,15 +35,15 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the first of several equal sources",
         "authoring/find_relations.py",
-        "        if len(whole) > 1:\n",
-        "        if False:\n",
+        "        if len(whole) > 1 and not ",
+        "        if False and not ",
         "what several keys of A hold is undetermined",
         RELATIONS,
     ),
     Fault(
         "what settled a bias is not said",
         "authoring/find_relations.py",
-        'self._accept(replace(relation, by="") if alone else relation)',
+        'self._accept(replace(relation, by="") if self._is_certain(relation) else relation)',
         'self._accept(replace(relation, by=""))',
         "a relation that only its weights settle says so",
         RELATIONS,
@@ -94,5 +95,101 @@ FAULTS: tuple[Fault, ...] = (
         "if 0 <= index < len(there):",
         "a row that occurs several times is taken only where its values are",
         RELATIONS,
+    ),
+    Fault(
+        "a bias is certain whatever A has twice",
+        "authoring/find_relations.py",
+        "if not one.is_constant and counts[one.spec.dtype, one.digest] == 1]",
+        "]",
+        "a bias of which A has several, or a constant one, goes with its weight, and it is said",
+        SETTLED,
+    ),
+    Fault(
+        "equal elements are as sure as others",
+        "authoring/find_order.py",
+        "is_sure = is_sure and has_distinct(source.views[(old,)])",
+        "pass",
+        "an order of equal elements is the simplest of several",
+        SETTLED,
+    ),
+    Fault(
+        "indices of equal rows are certain",
+        "authoring/find_relations.py",
+        ", bool(rows.sure[start:stop].all())",
+        "",
+        "a list of indices that equal rows leave open is undetermined",
+        SETTLED,
+    ),
+    Fault(
+        "what nothing settled is used",
+        "authoring/find_relations.py",
+        "        if relation.by == UNSETTLED:\n            self.undetermined.update",
+        "        if False:\n            self.undetermined.update",
+        "a list of indices of equal elements is undetermined",
+        SETTLED,
+    ),
+    Fault(
+        "the simplest order before what other keys say",
+        "authoring/find_rounded.py",
+        "if relation.by != SIMPLEST]",
+        "]",
+        "rules of other keys count for more than the simplest order",
+        SETTLED,
+    ),
+    Fault(
+        "copies are forgotten",
+        "authoring/find_relations.py",
+        "    equals |= {fqn: tuple(others) for fqn, others in (copies or {}).items()}\n",
+        "",
+        "copies and pairs are reached beside what is calculated",
+        SETTLED,
+    ),
+    Fault(
+        "a join takes what is paired",
+        "authoring/find_relations.py",
+        "if relation.join or not set(self._equals.get(fqn, ())) <= set(relation.targets):",
+        "if False:",
+        "a certain pair is not lost to a join",
+        SETTLED,
+    ),
+    Fault(
+        "a sum is cast after it",
+        "authoring/build_cut.py",
+        "whole = [(*cast, *ops) for cast",
+        "whole = [(*ops, *cast) for cast",
+        "what calculates does so in the target's dtype",
+        SETTLED,
+    ),
+    Fault(
+        "every vector is compared with every other",
+        "authoring/find_rows.py",
+        "return self._shifted.get((target.spec, target.digest), ())",
+        "return [one for (spec, digest), some in self._shifted.items() for one in some if digest == target.digest]",
+        "the work of a search grows with the keys, not with their pairs",
+        RELATIONS,
+    ),
+    Fault(
+        "the names of twins are joined for each of them",
+        "authoring/find_relations.py",
+        "if place not in self._words:",
+        "if True:",
+        "the work of a search grows with the keys, not with their pairs",
+        RELATIONS,
+    ),
+    Fault(
+        "a view of any length is one step",
+        "authoring/find_relations.py",
+        "self._spend(1 + len(view) // ROWS_PER_STEP)",
+        "self._spend(1)",
+        "large views cost more steps",
+        RELATIONS,
+    ),
+    Fault(
+        "a source is read by two relations",
+        "authoring/find_relations.py",
+        "if any(fqn in self._reached for fqn in relation.targets) or self._is_blocked(relation):",
+        "if any(fqn in self._reached for fqn in relation.targets):",
+        "each key of A is read by one relation",
+        ("tests/learn/test_random_operations.py",),
     ),
 )
