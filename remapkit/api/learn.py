@@ -246,7 +246,8 @@ def _report_leftovers(learned: authoring.Learned, source: StateDictSpec, target:
         title = f"{count_noun(len(learned.undecided), 'key')} undetermined: constants, or bytes that other keys have"
         found.append(_make_warning("RK628", title, list(learned.undecided), source.name))
     if learned.open_b:
-        title = f"no rule produces {count_noun(len(learned.open_b), 'key')} of B that have an equal tensor in A"
+        verb = "has" if len(learned.open_b) == 1 else "have"
+        title = f"no rule produces {count_noun(len(learned.open_b), 'key')} of B that {verb} an equal tensor in A"
         found.append(_make_warning("RK628", title, list(learned.open_b), target.name, {}))
     if learned.unsaid:
         title = f"no rule can express {count_noun(len(learned.unsaid), 'pair')}"
