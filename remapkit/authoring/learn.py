@@ -24,6 +24,7 @@ from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.require_depths import find_depths, write_requirements
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
+from remapkit.authoring.spell_parts import is_countable, spell_parts
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
@@ -67,8 +68,8 @@ def learn(
     every move that a rule with operations makes; `reasons` says of other keys of B why nothing gives them. The file
     passes lint, is proven for all keys, and passes its tests.
 
-    Raises `UsageError`: RK623 for an invalid name, RK625 if values pair no keys at all, RK655 if no correct rules can
-    be written.
+    Raises `UsageError`: RK623 for an invalid name, RK625 if values pair no keys at all, RK655 if no rules can be
+    proven, RK656 if none can express the pairs.
 
     >>> from remapkit.tensors.spec import StateDictSpec, TensorSpec
     >>> pairs = {f"layers.{n}.{p}.w": f"h.{n}.{p}_proj.w" for n in range(3) for p in "qk"}
@@ -183,7 +184,9 @@ def _account_for_keys(
     """Sort every key of either side into the fields of `Learned`; `parts` are the rules of the text."""
     written = {relation.sources[0]: relation for part in parts for relation in part.example.relations}
     covered = {fqn: other for fqn, other in pairs.items() if fqn in written and is_rename(written[fqn])}
-    related = tuple(each for each in relations if written.get(each.sources[0]) == each)
+    related = tuple(
+        each for each in relations if written.get(each.sources[0]) in (each, spell_parts(each, source, target))
+    )
     read = {fqn for each in related for fqn in each.sources}
     reached = {*covered.values(), *(fqn for each in related for fqn in each.targets)}
     unsaid = {fqn: other for fqn, other in {**pairing.pairs, **pairs}.items() if fqn not in covered}
@@ -281,15 +284,17 @@ class _Fitting:
     ) -> tuple[Draft, list[DraftRule]]:
         """Write rules, find the wrong ones, narrow these, until none is wrong.
 
-        It ends, since every step narrows: any index, these indices, fewer keys, one literal key, nothing. That could
+        It ends, since every step narrows: any index, these indices, fewer keys, one literal key, no index counted,
+        nothing. That could
         take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round costs a pass over
         the source and, with `proves`, one proof.
         """
-        parts = [DraftRule(example) for example in generalize(wanted, loosely=proves)]
+        written = [each if is_countable(each) else self.spell_parts(each) for each in wanted]
+        parts = [DraftRule(example) for example in generalize(written, loosely=proves)]
         problems: Sequence[Diagnostic] = ()
         for number in itertools.count():
             if not parts:
-                raise UsageError(_report_no_rules(len(wanted), problems))
+                raise UsageError(_report_no_rules(wanted, problems))
             draft = write_draft(parts, self.write_head_lines(parts), notes)
             wrong, problems = self.find_wrong_parts(draft, parts, alike, proves=proves)
             if not wrong:
@@ -298,12 +303,34 @@ class _Fitting:
             wrong = {place for place in wrong if parts[place].example.is_loose} or wrong
             widest = min((parts[place].how for place in wrong), key=list(How).index)
             wrong = {place for place in wrong if parts[place].how is widest}
+            if widest is How.LITERAL:
+                wrong = {place for place in wrong if self.find_spelled(parts[place]) is not None} or wrong
             parts = [
                 narrower
                 for place, part in enumerate(parts)
-                for narrower in (_narrow_part(part, at_once=number >= MAX_ROUNDS) if place in wrong else (part,))
+                for narrower in (self.narrow_part(part, at_once=number >= MAX_ROUNDS) if place in wrong else (part,))
             ]
         raise AssertionError("counting does not end")
+
+    def spell_parts(self, relation: Relation) -> Relation:
+        return spell_parts(relation, self.source, self.target)
+
+    def find_spelled(self, part: DraftRule) -> Relation | None:
+        """Return what a rule makes without counting any index; None if it counts none."""
+        spelled = self.spell_parts(part.example.relations[0])
+        return spelled if spelled != part.example.relations[0] else None
+
+    def narrow_part(self, part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
+        """Yield the replacement of a wrong rule: a narrower one, several with fewer keys, one that counts nothing."""
+        if part.how is How.FREE and not at_once and not part.example.is_loose:
+            yield DraftRule(part.example, How.TIGHT)
+        elif len(part.example.relations) > 1:
+            yield from (DraftRule(example) for example in split_example(part.example, singly=at_once))
+        elif part.how is not How.LITERAL:
+            yield DraftRule(part.example, How.LITERAL)
+        elif (spelled := self.find_spelled(part)) is not None:
+            # A rule that counts `e.{e:int}` also takes the experts that its relation leaves alone.
+            yield from (DraftRule(example) for example in generalize([spelled]))
 
     def write_head_lines(self, parts: Sequence[DraftRule]) -> list[str]:
         written = [relation for part in parts for relation in part.example.relations]
@@ -368,16 +395,6 @@ class _Fitting:
 
 def _list_renames(pairs: Mapping[str, str]) -> list[Relation]:
     return [Relation((fqn,), (other,)) for fqn, other in pairs.items()]
-
-
-def _narrow_part(part: DraftRule, *, at_once: bool) -> Iterator[DraftRule]:
-    """Yield the replacement of a wrong rule: a narrower rule, several rules with fewer keys, or nothing."""
-    if part.how is How.FREE and not at_once and not part.example.is_loose:
-        yield DraftRule(part.example, How.TIGHT)
-    elif len(part.example.relations) > 1:
-        yield from (DraftRule(example) for example in split_example(part.example, singly=at_once))
-    elif part.how is not How.LITERAL:
-        yield DraftRule(part.example, How.LITERAL)
 
 
 def _find_owners(draft: Draft, problems: Iterable[Diagnostic]) -> set[int]:
@@ -454,10 +471,20 @@ def _collect_problems(
     return problems
 
 
-def _report_no_rules(count: int, problems: Sequence[Diagnostic]) -> Diagnostic:
+def _report_no_rules(wanted: Sequence[Relation], problems: Sequence[Diagnostic]) -> Diagnostic:
+    pairs = count_noun(len(wanted), "pair")
+    if not problems:
+        names = [f"{' + '.join(each.sources)} -> {' + '.join(each.targets)}" for each in wanted]
+        help = ("write a rule by hand (docs/operations.md), or rename the keys in the checkpoint",)
+        return Diagnostic(
+            "RK656",
+            f"no rule can express the {pairs}; nothing was written",
+            notes=(list_names(names),),
+            help=help,
+        )
     return Diagnostic(
         "RK655",
-        f"no rules for the {count_noun(count, 'pair')} could be proven; nothing was written",
-        notes=(list_names([problem.title for problem in problems]),) if problems else (),
+        f"no rules for the {pairs} could be proven; nothing was written",
+        notes=(list_names([problem.title for problem in problems]),),
         help=("please report this with both headers (`remapkit inspect CKPT --manifest FILE`)",),
     )

@@ -39,6 +39,8 @@ class Pairing:
     recorded_b: tuple[str, ...] = ()
     numbers: frozenset[str] = frozenset()
     by_value: bool = True
+    matrices: frozenset[str] = frozenset()
+    """Keys of `alike` with two dimensions and more: a constant does not show whether its elements moved."""
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     given: Mapping[str, bool] = field(default_factory=dict)
     """The sources of `pairs` that are there because the caller says so, and whether both have the same bytes."""
@@ -86,6 +88,7 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
         recorded_a,
         recorded_b,
         frozenset(fqn for content, fqns in in_a.items() if content.is_number for fqn in fqns if fqn in alike),
+        matrices=frozenset(fqn for fqn in alike if fqn in a.header() and len(a.header()[fqn].shape) > 1),
         copies={fqn: copies[fqn] for fqn in (*a.header(), *recorded_a) if fqn in copies},
     )
 

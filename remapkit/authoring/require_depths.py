@@ -53,16 +53,19 @@ class Depth:
 def find_depths(parts: Sequence[DraftRule], fqns: Iterable[str]) -> list[Depth]:
     """Return the indices on whose number in A the rules depend without counting it; `fqns` are A's keys.
 
-    Cost: the distinct names of A without their last index, for each number of words that are cut off.
+    Rules of single indices, as of a last layer that differs, depend on their number only if A has all indices up to
+    the last: `0` and `2` with nothing between are parts of a module, which nobody counts. Cost: the distinct names of
+    A without their last index, for each number of words that are cut off.
     """
-    wanted: dict[tuple[str, Segments, str, bool], None] = {}
-    fixed = _find_changing(parts)
+    wanted: dict[tuple[str, Segments, str, bool], bool] = {}
+    changing = _find_changing(parts)
     for number, part in enumerate(parts):
         for place in _list_places(part):
-            if (number, place) in fixed or _depends_on_depth(part, place):
-                wanted.update(dict.fromkeys(_list_prefixes(part, place)))
-    found = _find_numbers(wanted, fqns)
-    return [_make_depth(key, sorted(numbers)) for key, numbers in found.items()]
+            depends = _depends_on_depth(part, place)
+            if depends or (number, place) in changing:
+                wanted |= {prefix: depends or wanted.get(prefix, False) for prefix in _list_prefixes(part, place)}
+    depths = {key: _make_depth(key, sorted(numbers)) for key, numbers in _find_numbers(wanted, fqns).items()}
+    return [depth for key, depth in depths.items() if wanted[key] or depth.is_whole]
 
 
 def _list_places(part: DraftRule) -> list[int]:
@@ -73,9 +76,12 @@ def _list_places(part: DraftRule) -> list[int]:
 
 
 def _depends_on_depth(part: DraftRule, place: int) -> bool:
-    """Return whether more or fewer indices at a place would make what the rule says of the others wrong."""
+    """Return whether more or fewer indices at a place would make what the rule says of the others wrong.
+
+    A table from numbers to plain words, as `0` to `up` and `2` to `down`, names parts of a module and counts none.
+    """
     for item in part.example.items:
-        if isinstance(item, LookedUp) and item.place == place:
+        if isinstance(item, LookedUp) and item.place == place and any(map(_has_digit, item.entries)):
             return True
         if not isinstance(item, ComputedSegment) or place not in item.places:
             continue
@@ -88,6 +94,10 @@ def _depends_on_depth(part: DraftRule, place: int) -> bool:
             if not is_counted:
                 return True
     return part.how is How.TIGHT and len(part.example.words[place]) > 1 and place not in part.counts
+
+
+def _has_digit(entry: tuple[str, str]) -> bool:
+    return re.search("[0-9]", entry[1]) is not None
 
 
 def _find_changing(parts: Sequence[DraftRule]) -> set[tuple[int, int]]:

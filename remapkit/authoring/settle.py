@@ -52,7 +52,7 @@ def settle_keys(
         return {fqn: Settled(other, By.RULE) for fqn, other in found.items()}
     proposals: tuple[tuple[By, Callable[[], dict[str, str]]], ...] = (
         (By.MODULE, lambda: _propose_by_module(pairs, alike)),
-        (By.PARENT, lambda: propose_by_parent(pairs, alike)),
+        (By.PARENT, lambda: propose_by_parent(pairs, alike, pairing.matrices)),
         (By.NAME, lambda: _drop_contradicted({fqn: fqn for fqn in alike}, pairs)),
         (By.NUMBER, lambda: _drop_contradicted(_propose_by_number(alike, pairing.numbers), pairs)),
     )

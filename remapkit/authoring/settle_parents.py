@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 Alike = Mapping[str, Collection[str]]
 
 
-def propose_by_parent(pairs: Mapping[str, str], alike: Alike) -> dict[str, str]:
+def propose_by_parent(pairs: Mapping[str, str], alike: Alike, matrices: Collection[str] = ()) -> dict[str, str]:
     """Propose the only free equal below the module to which all paired tensors of a parent module went.
 
     The parent is the nearest module around a key that has pairs; it decides, or nothing does. Nothing from elsewhere
-    may have gone to that module. Where all its names were kept, the name below it decides first. Cost: a pass over
-    all keys for each module around them.
+    may have gone to that module. Where all its names were kept, the name below it decides first. Nothing else decides
+    of `matrices`: their elements may move on the way, which a constant does not show. Cost: a pass over all keys for
+    each module around them.
 
     >>> pairs = {"l.0.q.w": "h.0.a.w", "l.0.k.w": "h.0.b.w"}
     >>> propose_by_parent(pairs, {"l.0.norm.w": {"h.0.ln.w", "h.1.ln.w"}})
@@ -44,7 +45,7 @@ def propose_by_parent(pairs: Mapping[str, str], alike: Alike) -> dict[str, str]:
         kept = home + fqn[len(parent) :]
         if keeps_names and kept in alike[fqn]:
             found[fqn] = kept
-        else:
+        elif fqn not in matrices:
             wanting[id(alike[fqn]), home].append(fqn)
     for (others, home), fqns in wanting.items():
         fitting = free[others].get(home, [])

@@ -100,6 +100,7 @@ def make_picture(
 
     >>> from remapkit.plans.check import make_check
     >>> from remapkit.plans.moves import RuleRef
+    >>> from remapkit.tensors.spec import StateDictSpec
     >>> spec = TensorSpec("F32", (4,))
     >>> plan = ResolvedPlan("tiny", StateDictSpec({"a": spec}), (Move("b", ("a",), (), RuleRef("r"), spec),))
     >>> picture = make_picture(plan, make_check(plan, StateDictSpec({"c": spec})), name="tiny")

@@ -77,13 +77,16 @@ class Relations:
 
     @cached_property
     def _equal(self) -> list[list[tuple[Kind, int]]]:
-        """The dimensions of kinds, in groups of equal ones; kinds with tensors of several shapes are left out."""
+        """The dimensions of kinds, in groups of equal ones; kinds with tensors of several shapes are left out.
+
+        A group of one counts: tensors of one kind that are all of one shape are so in every size.
+        """
         groups: defaultdict[int, list[tuple[Kind, int]]] = defaultdict(list)
         for kind, shapes in _list_shapes(self._known).items():
             if len(shapes) == 1:
                 for dim, size in enumerate(next(iter(shapes))):
                     groups[size].append((kind, dim))
-        return [group for group in groups.values() if len(group) > 1]
+        return list(groups.values())
 
     def list_contradictions(
         self, tensors: Mapping[str, TensorSpec], but: Collection[str] = ()

@@ -76,9 +76,12 @@ def judge(learned: Learned, a: State, b: State) -> Marks:
 
 
 def run_rules(text: str, a: State) -> tuple[State, State]:
+    """Apply a file to a whole checkpoint, as its own comment says: what it does not read is listed under `drop:`."""
     rules = remapkit.loads(text)
     taken = {fqn: tensor for fqn, tensor in a.items() if rules.match(fqn)}
-    return dict(rules(taken)), taken
+    rest = [f"  - '{fqn}'\n" for fqn in a if fqn not in taken]
+    whole = remapkit.loads("".join([text, *(["drop:\n", *rest] if rest else [])]))
+    return dict(whole(dict(a))), taken
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@ from tests.mutation.fault import Fault
 LINES = ("tests/learn/test_rule_lines.py",)
 DEPTH = ("tests/learn/test_depth.py",)
 ROUNDED = ("tests/learn/test_rounded.py",)
+UNCOUNTED = ("tests/learn/test_uncounted.py",)
 LEARN = ("tests/learn/test_learn.py",)
 SETTLED = ("tests/learn/test_settled_operations.py",)
 
@@ -126,7 +127,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a table of indices requires no depth",
         "authoring/require_depths.py",
-        "if isinstance(item, LookedUp) and item.place == place:",
+        "if isinstance(item, LookedUp) and item.place == place and any(map(_has_digit, item.entries)):",
         "if False:",
         "another depth is right or refused",
         DEPTH,
@@ -134,8 +135,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a last layer with its own number requires no depth",
         "authoring/require_depths.py",
-        "if (number, place) in fixed or _depends_on_depth(part, place):",
-        "if _depends_on_depth(part, place):",
+        "if depends or (number, place) in changing:",
+        "if depends:",
         "another depth is right or refused",
         DEPTH,
     ),
@@ -298,5 +299,37 @@ FAULTS: tuple[Fault, ...] = (
         "if count == size:",
         "only an order of all rows has a name",
         SETTLED,
+    ),
+    Fault(
+        "what no index counts is left out",
+        "authoring/learn.py",
+        "written = [each if is_countable(each) else self.spell_parts(each) for each in wanted]",
+        "written = wanted",
+        "qkv stacked without an index is learned",
+        UNCOUNTED,
+    ),
+    Fault(
+        "a rule that counts is dropped with what it takes besides",
+        "authoring/learn.py",
+        "wrong = {place for place in wrong if self.find_spelled(parts[place]) is not None} or wrong",
+        "wrong = set(wrong)",
+        "a stack of some experts leaves the others to their rules",
+        UNCOUNTED,
+    ),
+    Fault(
+        "groups are split from the wrong axis",
+        "authoring/spell_parts.py",
+        'f"(g {name})" if place == relation.dim else name',
+        'f"({name} g)" if place == relation.dim else name',
+        "stacked concats keep the order of their parts",
+        UNCOUNTED,
+    ),
+    Fault(
+        "no rule means a bug of ours",
+        "authoring/learn.py",
+        "    if not problems:\n        names =",
+        "    if False:\n        names =",
+        "what no rule can express is said so",
+        UNCOUNTED,
     ),
 )
