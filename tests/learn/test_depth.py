@@ -137,6 +137,14 @@ def test_another_depth_is_right_or_refused(make: Callable[[int], Sides], tmp_pat
     assert refused in (0, 3) and bool(refused) == ("require:" in pack.read_text())
 
 
+def test_of_two_layers_with_names_of_their_own_both_are_required(tmp_path: Path) -> None:
+    pack = learn_from(named_last(2), tmp_path)
+    hold_against(pack, named_last(2))
+    for depth in (1, 3):
+        with pytest.raises(remapkit.FailedCheck, match="RK370"):
+            hold_against(pack, named_last(depth))
+
+
 def test_a_first_layer_that_differs_requires_nothing(tmp_path: Path) -> None:
     assert "require:" not in learn_from(first_differs(4), tmp_path).read_text()
 

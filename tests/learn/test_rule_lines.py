@@ -101,3 +101,20 @@ def test_no_arithmetic_comes_from_a_join() -> None:
     rules = learned(pairs)
     assert said(rules, pairs) == {fqn: [other] for fqn, other in pairs.items()}
     assert not [line for line in rules.file.source.text.splitlines() if "to:" in line and "//" in line]
+
+
+def test_an_index_that_counts_from_zero_is_no_word() -> None:
+    pairs = {f"a.layer.{n}.{leaf}": f"b.l.{n}.{leaf}" for n in range(2) for leaf in ("w", "bias")}
+    rules = learned(pairs | {"a.skip.w": "b.last.w", "a.skip.bias": "b.last.bias"})
+    assert said(rules, ["a.layer.9.w"]) == {"a.layer.9.w": ["b.l.9.w"]}, rules.file.source.text
+
+
+def test_a_join_that_takes_another_key_leaves_the_other_joins() -> None:
+    rules = learned(BLOCK | {"1.conv1.gamma": "elsewhere"})
+    assert len(rules.rules) == 3, rules.file.source.text
+
+
+def test_a_join_that_cannot_be_proven_narrows_no_other_rule() -> None:
+    # `{conv1|norm1}.{weight|gamma}` would make `b.0.residual.2.gamma` of `0.conv1.gamma`, which A does not have.
+    rules = learned(BLOCK | {f"{n}.extra": f"b.{n}.residual.2.gamma" for n in range(3)})
+    assert said(rules, ["9.extra"]) == {"9.extra": ["b.9.residual.2.gamma"]}, rules.file.source.text
