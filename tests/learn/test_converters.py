@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from exam_converters import sit, sit_through
 from remapkit.api import learn as command
 from remapkit.authoring import find_relations, learn
 from remapkit.authoring.pair_by_value import Pairing, pair_by_value
+from remapkit.authoring.relation import Relation
 from remapkit.authoring.verify_relation import Verifier
 from remapkit.formats.manifest import read_manifest
 
@@ -75,18 +77,23 @@ def ignore_duplicates(*given: object) -> Pairing:
     return replace(found, pairs={**pairs, **found.pairs}, alike={})
 
 
-def turn_round(*given: object) -> object:
-    found = BUILD(*given)  # type: ignore[arg-type]
+def turn_round(patch: pytest.MonkeyPatch) -> None:
+    """Turn the targets of both ways to cut a source: one after the other, and each with its own slice."""
+    for name in ("build_cut", "build_copies"):
+        patch.setattr(find_relations, name, partial(_build_turned, getattr(find_relations, name)))
+
+
+def _build_turned(build: Callable[..., Relation | None], *given: object) -> Relation | None:
+    found = build(*given)
     return found and replace(found, targets=found.targets[::-1])
 
 
-BUILD = find_relations.build_cut
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "no replay": lambda patch: patch.setattr(learn, "_find_wrong_rules", lambda *given: set()),
     "a duplicate is ignored": lambda patch: patch.setattr(command, "pair_by_value", ignore_duplicates),
-    "another order": lambda patch: patch.setattr(find_relations, "build_cut", turn_round),
+    "another order": turn_round,
     "another order that is believed": lambda patch: (
-        patch.setattr(find_relations, "build_cut", turn_round),
+        turn_round(patch),
         patch.setattr(Verifier, "is_true", lambda *given: True),
         patch.setattr(command, "has_equal_bytes", lambda *given: True),
     )[0],
