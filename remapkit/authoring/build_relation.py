@@ -252,21 +252,11 @@ def _build_stacked_concat(
     (dim,) = groups[0][0].dims
     order = find_order(join_prints([[one.prints for one in group] for group in groups], dim, 0), target)
     ops = order.name_ops() if order is not None else None
-    sources = tuple(part.fqn for part in parts)
-    casts = _Casts(header, sources, target.spec.dtype)
-    if order is None or ops is None or not casts.are_equal:
+    if order is None or ops is None or len({part.spec.dtype for part in parts}) > 1:
         return None
     sizes = [part.spec.shape[dim] for part in parts[: len(groups[0])]]
-    return Relation(
-        sources,
-        (target.fqn,),
-        "concat",
-        dim=dim,
-        sizes=() if len(set(sizes)) == 1 else tuple(sizes),
-        ops=(*ops, *casts.of_whole),
-        count=len(groups),
-        by=judge_order(order.is_sure, ops),
-    )
+    relation = _finish_concat(target, parts, [()] * len(parts), ops, dim, sizes, header)
+    return replace(relation, count=len(groups), by=judge_order(order.is_sure, ops))
 
 
 def _split_groups(target: Prints, dims: Dims, segments: Sequence[Segment]) -> list[list[Segment]] | None:
