@@ -74,8 +74,10 @@ class RowIndex:
             return None
         sure = places >= 0
         if vector and len(view) >= WINDOW:
-            for _ in range(WINDOW - 1):  # what a window covers
+            sure[alone] = False
+            for _ in range(WINDOW - 1):  # what a window covers; a row that is alone covers itself only
                 sure[1:] |= sure[:-1].copy()
+            sure[alone] = True
         rows = Rows(places, indices, sure)
         for step in (1, -1):
             self._continue_runs(view, rows, np.flatnonzero(places < 0)[::step].tolist(), step)

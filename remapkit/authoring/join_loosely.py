@@ -52,6 +52,9 @@ class Span:
     end: int
 
 
+Spans = dict[tuple[object, object, Span], bool]
+
+
 def join_loosely(
     groups: Sequence[list[str]], split: MutableMapping[str, Folded], explainer: Explainer[Item]
 ) -> tuple[list[list[str]], list[bool]]:
@@ -67,11 +70,11 @@ def join_loosely(
     masked = {fqn: _mask_numbers(folded.source) for fqn, folded in split.items()}
     families = set(masked.values())
     tried: dict[tuple[int, int, Span], tuple[int, Words]] = {}
-    columns = {number: _list_columns(group, split) for number, group in joined.items()}
+    spans = {number: _list_spans(group, split) for number, group in joined.items()}
     while True:
         best: tuple[int, Words] = (0, {})
         chosen = (-1, -1)
-        neighbours = _list_neighbours({number: split[group[0]].form for number, group in joined.items()}, columns)
+        neighbours = _list_neighbours(spans)
         left -= len(neighbours) + len(joined)
         for one, other, span in neighbours:
             if (one, other, span) not in tried:
@@ -95,36 +98,39 @@ def join_loosely(
         split.update(best[1])
         number = max(joined) + 1
         joined[number] = [fqn for part in chosen for fqn in joined[part]]
-        columns[number] = _list_columns(joined[number], split)
+        spans[number] = _list_spans(joined[number], split)
         for part in chosen:
-            del joined[part], columns[part]
+            del joined[part], spans[part]
     return list(joined.values()), [number >= len(groups) for number in joined]
 
 
-def _list_neighbours(
-    forms: Mapping[int, object], columns_of: Mapping[int, Sequence[frozenset[str]]]
-) -> list[tuple[int, int, Span]]:
+def _list_spans(group: Sequence[str], split: Mapping[str, Folded]) -> Spans:
+    """Return where words of a group may become one, by what two groups must share; and if one word is there."""
+    form, columns = split[group[0]].form, _list_columns(group, split)
+    last = len(columns) - 1
+    hidden = [_hide_numbers(column) for column in columns]
+    found: Spans = {}
+    for start in range(len(columns)):
+        for stop in range(start + 1, len(columns) + 1):
+            if not _may_be_one(columns[start:stop]):
+                break
+            rest = tuple(hidden[place] for place in (*range(start), *range(stop, last)))
+            found[form, rest, Span(start, len(columns) - stop)] = stop == start + 1
+    return found
+
+
+def _list_neighbours(spans_of: Mapping[int, Spans]) -> list[tuple[int, int, Span]]:
     """Return pairs of groups that differ in one place, or in it and the last word; one of them has one word there."""
-    buckets: defaultdict[tuple[object, Span], list[int]] = defaultdict(list)
-    short: set[tuple[object, int]] = set()
-    for number, form in forms.items():
-        columns = columns_of[number]
-        last = len(columns) - 1
-        for start in range(len(columns)):
-            for stop in range(start + 1, len(columns) + 1):
-                if not _may_be_one(columns[start:stop]):
-                    break
-                rest = tuple(_hide_numbers(columns[place]) for place in (*range(start), *range(stop, last)))
-                key = (form, rest), Span(start, len(columns) - stop)
-                buckets[key].append(number)
-                if stop == start + 1:
-                    short.add((key, number))
+    buckets: defaultdict[tuple[object, object, Span], list[int]] = defaultdict(list)
+    for number, spans in spans_of.items():
+        for key in spans:
+            buckets[key].append(number)
     found = {
-        (one, other, key[1]): None
+        (one, other, key[2]): None
         for key, members in buckets.items()
         for place, one in enumerate(members)
         for other in members[place + 1 : place + 1 + NEAREST]
-        if (key, one) in short or (key, other) in short
+        if spans_of[one][key] or spans_of[other][key]
     }
     return sorted(found, key=lambda pair: (pair[0], pair[1], -pair[2].start))
 

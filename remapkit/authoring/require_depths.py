@@ -20,7 +20,7 @@ from remapkit.rulefile.names import choose_name
 from remapkit.rulefile.yaml.emit import emit_flow
 from remapkit.tensors.families import is_canonical_integer
 
-_NUMBER = ""
+_NUMBER = f"{MARK}any"
 """Stands for an index before the one that is counted."""
 
 
@@ -141,7 +141,7 @@ def _list_prefixes(part: DraftRule, place: int) -> Iterator[tuple[str, Segments,
     glue = following if following.startswith(GLUE) else ""
     for prefix in itertools.product(*columns):
         # Words of several segments, as loose rules have them, are as many words of a name.
-        flat = [piece for word in prefix for piece in (split_key(word, "segments") if word else (word,))]
+        flat = [piece for word in prefix for piece in ((word,) if word == _NUMBER else split_key(word, "segments"))]
         yield part.example.cuts[0], tuple(flat), glue, place + 1 < len(words)
 
 
@@ -149,7 +149,10 @@ def _find_numbers(
     wanted: Iterable[tuple[str, Segments, str, bool]], fqns: Iterable[str]
 ) -> Mapping[tuple[str, Segments, str, bool], set[int]]:
     found: dict[tuple[str, Segments, str, bool], set[int]] = {key: set() for key in wanted}
-    lengths = sorted({(cut, len(prefix)) for cut, prefix, _, _ in found})
+    masks: defaultdict[tuple[str, int], dict[tuple[bool, ...], None]] = defaultdict(dict)
+    for cut, prefix, _, _ in found:
+        masks[cut, len(prefix)][tuple(word == _NUMBER for word in prefix)] = None
+    lengths = sorted(masks)
     names = list(fqns) if found else []
     for cut in dict.fromkeys(cut for cut, _ in lengths):
         for fqn in names:
@@ -159,17 +162,14 @@ def _find_numbers(
                     continue
                 following = words[length + 1] if length + 1 < len(words) else ""
                 glue = following if following.startswith(GLUE) else ""
-                for prefix in _mask_prefix(words[:length]):
+                for mask in masks[cut, length]:
+                    if not all(is_canonical_integer(words[at]) for at, is_hidden in enumerate(mask) if is_hidden):
+                        continue
+                    prefix = tuple(_NUMBER if mask[at] else words[at] for at in range(length))
                     key = (cut, prefix, glue, length + 1 < len(words))
                     if key in found:
                         found[key].add(int(words[length]))
     return found
-
-
-def _mask_prefix(words: Segments) -> Iterator[Segments]:
-    """Yield words with each choice of indices masked: names have one or two."""
-    columns = [(word, _NUMBER) if is_canonical_integer(word) else (word,) for word in words]
-    yield from itertools.islice(itertools.product(*columns), 64)
 
 
 def _make_depth(key: tuple[str, Segments, str, bool], numbers: Sequence[int]) -> Depth:

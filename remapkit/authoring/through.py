@@ -82,7 +82,7 @@ def run_converter(
 ) -> Conversion:
     """Run a converter until its effect on each key is known, or the budget of runs is spent.
 
-    At most one source and one result are in memory at a time, besides what is being read.
+    At most one source and two results are in memory at a time, besides what is being read.
 
     Raises `UsageError`: RK608 for a dtype that torch lacks, RK669 if the converter raises, RK671 if it returns no
     state dict or other keys from run to run, RK673 if the source is too large.
@@ -104,8 +104,9 @@ def run_converter(
     open_b = [fqn for fqn in pairing.only_b if fqn not in constant]
     relations: tuple[Relation, ...] = ()
     if open_b:
-        tensors, copies = returned.tensors, pairing.copies
-        relations = find_relations(other, tensors, pairing.only_a, open_b, pairing.pairs, copies=copies).relations
+        relations = find_relations(
+            other, returned.tensors, pairing.only_a, open_b, pairing.pairs, copies=pairing.copies
+        ).relations
     del returned  # before the next result
     returned = runner.run(first)
     result = returned.tensors

@@ -145,6 +145,29 @@ def test_of_two_layers_with_names_of_their_own_both_are_required(tmp_path: Path)
             hold_against(pack, named_last(depth))
 
 
+def below_many_numbers(n: int) -> Sides:
+    """Two families, with the numbers of seven modules between their own and the one that is reversed."""
+    keys = [(one, i) for one in range(2) for i in range(n)]
+    a = {f"x.{one}.0.0.0.0.0.0.{i}.w": random(3, seed=9 * one + i) for one, i in keys}
+    return a, {f"y.{one}.{n - 1 - i}.w": a[f"x.{one}.0.0.0.0.0.0.{i}.w"] for one, i in keys}
+
+
+def beside_an_empty_segment(n: int) -> Sides:
+    keys = [(one, i) for one in range(2) for i in range(n)]
+    a = {f"a.{one}.{i}.w": random(3, seed=9 * one + i) for one, i in keys}
+    b = {f"b.{one}.{n - 1 - i}.w": a[f"a.{one}.{i}.w"] for one, i in keys}
+    return a | {"a..9.w": random(3, seed=77)}, b | {"c.w": random(3, seed=77)}
+
+
+@pytest.mark.parametrize("make", [below_many_numbers, beside_an_empty_segment])
+def test_only_the_counted_index_is_required(make: Callable[[int], Sides], tmp_path: Path) -> None:
+    pack = learn_from(make(4), tmp_path)
+    assert "by: i, is: 4}" in pack.read_text()
+    hold_against(pack, make(4))
+    with pytest.raises(remapkit.FailedCheck, match="RK370"):
+        hold_against(pack, make(3))
+
+
 def test_a_first_layer_that_differs_requires_nothing(tmp_path: Path) -> None:
     assert "require:" not in learn_from(first_differs(4), tmp_path).read_text()
 

@@ -191,6 +191,18 @@ def test_the_names_of_one_tensor_are_one_source_and_it_is_said(tmp_path: Path) -
     assert any(each.code == "RK628" and each.title.endswith(TIED) for each in report.diagnostics)
 
 
+def test_a_row_that_is_known_does_not_make_its_neighbours_certain() -> None:
+    """The rows around the twin are single; a window of several would tell which twin is meant, single rows do not."""
+    whole = random(256)
+    whole[100] = whole[10]
+    taken = torch.tensor([9, 30, 77, 5, 140, 61, 200, 10, 150, 33, 90, 3, 250, 120, 17, 44, 66, 88])
+    found = search({"v": whole}, {"w": whole[taken].contiguous()})
+    assert not found.relations and "w" in found.reasons
+    # Where the rows follow one another, they do.
+    (relation,) = search({"v": whole}, {"w": whole[3:30].contiguous()}).relations
+    assert relation.sources == ("v",)
+
+
 def test_twins_that_no_file_ties_stay_undetermined(tmp_path: Path) -> None:
     embed = random(6, 4)
     torch.save({"embed": embed, "head": embed.clone(), "x": random(3)}, tmp_path / "a.pth")
