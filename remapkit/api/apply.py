@@ -12,6 +12,7 @@ from remapkit.api.inputs import (
     Keys,
     NamedTarget,
     count_proven_params,
+    refuse_partial_counts,
     refuse_unproven,
 )
 from remapkit.api.ruleset import Config, Plan, RuleSet, RulesLike, checked, resolve_rules
@@ -190,6 +191,8 @@ def apply(
         options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
         reader = stack.enter_context(open_source(source, options, rules=rule_set.file, metadata_from=metadata_from))
         refuse_contradictions(reader)
+        if partial:
+            refuse_partial_counts(rule_set, reader.header())
         provenance = make_provenance(rule_set, name_source(source, reader))
         fit = probe_root(rule_set, reader.header(), partial=partial) if root is None else None
         reader = take_root(reader, fit) if fit is not None else reader

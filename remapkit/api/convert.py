@@ -37,7 +37,7 @@ from remapkit.rulefile.read import read
 from remapkit.sources.declared import find_model_manifest
 from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
-from remapkit.sources.parts import find_only_path
+from remapkit.sources.parts import find_only_path, list_parts
 from remapkit.tensors.spec import StateDictSpec
 from remapkit.write.beside import CopiesBeside, list_beside
 from remapkit.write.outputs import OutputsLike, read_outputs
@@ -140,6 +140,7 @@ def convert(
             with open_source(source, options) as mounted:
                 header = mounted.header()
         elif fit.root:
+            _refuse_mounted_root(source, fit)
             root = ".".join(part for part in (root or "", fit.root) if part not in ("", "."))
             header = rename_reader(reader, fit.root).header()
         else:
@@ -192,6 +193,15 @@ def _mount(source: SourceLike, prefix: str) -> SourceLike:
         title = f"the names of this layout begin with {prefix!r}, and those of the source do not"
         raise UsageError(Diagnostic("RK663", title, help=(f"put it before the name of the file, {prefix}=FILE",)))
     return {prefix: path}
+
+
+def _refuse_mounted_root(source: SourceLike, fit: LayoutFit) -> None:
+    """Raise `UsageError` (RK663) if the root of a layout is a prefix that the source was given: no file has it."""
+    prefixes = [part.prefix for part in list_parts(source) if f"{fit.root}.".startswith(part.prefix) and part.prefix]
+    if prefixes:
+        title = f"{fit.layout} is under {fit.root!r}, where the source was mounted"
+        help = (f"name that file alone, without {prefixes[0]!r} before it",)
+        raise UsageError(Diagnostic("RK663", title, help=help))
 
 
 def _note_root(fit: LayoutFit) -> list[Diagnostic]:
@@ -267,6 +277,8 @@ class _Graph:
             if len(open_) > 1:
                 raise UsageError(_report_open(place, open_, fit.root))
         if len(reaching) == 1:
+            if start is not None and reaching[0].contradicts:
+                raise UsageError(_report_contradicted(place, reaching[0]))
             return reaching[0]
         places = tuple(f"{fit.layout}{f' under root {fit.root!r}' if fit.root else ''}" for fit in found.layouts)
         if len(reaching) > 1:
@@ -326,6 +338,13 @@ def _report_unknown(found: Identification, start: str | None) -> Diagnostic:
         "or name the rules yourself: remapkit apply RULES CKPT",
     )
     return Diagnostic("RK663", title, help=help, notes=near)
+
+
+def _report_contradicted(place: str, fit: LayoutFit) -> Diagnostic:
+    """Report a named layout that the shapes exclude."""
+    title = f"{place} has shapes that {fit.layout} has in no size"
+    help = ("`remapkit identify` says what it is", "to use rules all the same, name them: remapkit apply RULES CKPT")
+    return Diagnostic("RK663", title, help=help, notes=(list_names([str(each) for each in fit.contradicts]),))
 
 
 def _report_open(place: str, layouts: Sequence[str], root: str) -> Diagnostic:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
+from remapkit.diagnostics.errors import FailedCheck, InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
 from remapkit.formats.options import ReadOptions
 from remapkit.plans.make import make_plan
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
 from remapkit.rulefile.syntax import RuleFile
-from remapkit.rules.counted import count_params
+from remapkit.rules.counted import count_params, report_partial_counts
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, resolve_declared_path
 from remapkit.sources.mounts import SourceLike, is_path_mapping
@@ -60,6 +60,14 @@ def prove_rules(rules: RuleSet) -> Proof:
     if proof.level is Level.ALL or rules.file.source_keys is None:
         return proof
     return rules.prove(header=read_declared_source(rules.file))
+
+
+def refuse_partial_counts(rules: RuleSet, header: StateDictSpec) -> None:
+    """Raise `FailedCheck` (RK373) if params are counted: in a partial checkpoint, that would be a guess."""
+    known = read_declared_source(rules.file) if rules.counted else None
+    problems = [each for part in rules.parts for each in report_partial_counts(part, known, header.name)]
+    if problems:
+        raise FailedCheck(problems)
 
 
 def count_proven_params(rules: RuleSet, header: StateDictSpec, *, allow_undecided: bool) -> RuleSet:

@@ -35,6 +35,24 @@ def count_params(rules: CompiledRules, keys: Iterable[str]) -> CompiledRules:
     return replace(compile_rules(rules.file, *rules.inputs, counts), name=rules.name, after=rules.after)
 
 
+def report_partial_counts(rules: CompiledRules, known: Iterable[str] | None, place: str) -> list[Diagnostic]:
+    """Return an error for each param that a checkpoint which may lack keys cannot count (RK373).
+
+    `known` are the keys of a whole one, if they are declared: the help says how many these have.
+    """
+    whole = list(known) if known is not None else []
+    problems = []
+    for each in rules.counted:
+        indices = list_indices(each.reader, each.by, whole)[-1:]
+        title = f"{each.name} is counted by {each.text.value}, and a checkpoint that may lack keys cannot be counted"
+        help = f"give the number of the whole checkpoint: --param {each.name}=NUMBER"
+        if indices:
+            help = f"the declared source has {indices[0] + 1}: --param {each.name}={indices[0] + 1}"
+        values = {"param": each.name}
+        problems.append(Diagnostic("RK373", title, (Label(each.text.span),), (help,), place=place, values=values))
+    return problems
+
+
 def report_counts(rules: CompiledRules, keys: Iterable[str], place: str) -> list[Diagnostic]:
     """Return a note with the value of each param that is counted (RK372)."""
     known = list(keys) if rules.counted else []

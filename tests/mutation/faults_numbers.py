@@ -221,4 +221,12 @@ FAULTS: tuple[Fault, ...] = (
         "the inverse keeps conditions on params",
         CONDITIONS,
     ),
+    Fault(
+        "a partial checkpoint is counted",
+        "api/inputs.py",
+        "known = read_declared_source(rules.file) if rules.counted else None\n    problems = [",
+        "known = None\n    return\n    problems = [",
+        "the number of layers of a checkpoint that may lack some is not guessed",
+        ("tests/numbers/test_counted.py",),
+    ),
 )

@@ -60,6 +60,19 @@ def test_one_pack_writes_checkpoints_of_every_depth(layers: int, pack: Path, tmp
     assert (note.title, str(note.span)) == (f"layers = {layers}, counted by j.{{i:int}}.{{r:**}}", f"{pack}:4:20")
 
 
+def test_a_checkpoint_that_may_lack_layers_is_not_counted(pack: Path, tmp_path: Path) -> None:
+    state = {fqn: tensor for fqn, tensor in make_state(4).items() if not fqn.startswith("j.3.")}
+    assert len(state) < len(make_state(4))
+    save_file(state, tmp_path / "in.safetensors")
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(remapkit.FailedCheck, match=r"RK373.*cannot be counted") as caught:
+        remapkit.apply(pack, tmp_path / "in.safetensors", out, partial=True)
+    assert "params={'layers': NUMBER}" in str(caught.value) and not out.exists()
+    remapkit.apply(pack, tmp_path / "in.safetensors", out, partial=True, params={"layers": 4})
+    made = {name: value.tolist() for name, value in load_file(out).items()}
+    assert made and made.items() <= wanted(4).items()
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     indices=st.sets(st.integers(0, 30), max_size=6),

@@ -205,13 +205,17 @@ def test_a_file_in_the_wanted_layout_is_not_converted(tmp_path: Path, capsys: py
     for way in (
         lambda: remapkit.apply("gpt2_hf", out, tmp_path / "again.safetensors"),
         lambda: remapkit.apply("gpt2_hf", out, tmp_path / "more.safetensors", target_keys=remapkit.header(path)),
-        lambda: remapkit.convert(path, "gpt2/transformers", tmp_path / "x.safetensors", from_layout="gpt2/nanogpt"),
     ):
         try:
             codes = {each.code for each in way().diagnostics}
         except remapkit.FailedCheck as error:  # against a target the shapes are compared, too
             codes = {"RK675"} if "RK311" in {each.code for each in error.diagnostics} else set()
         assert "RK675" in codes
+    with pytest.raises(remapkit.UsageError, match=r"RK663.*has shapes that gpt2/nanogpt has in no size"):
+        remapkit.convert(path, "gpt2/transformers", tmp_path / "x.safetensors", from_layout="gpt2/nanogpt")
+    with pytest.raises(remapkit.UsageError, match=r"RK663.*where the source was mounted"):
+        remapkit.convert({"a.": path}, "gpt2/nanogpt", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 @pytest.fixture
