@@ -261,7 +261,7 @@ def _report_converter(found: Conversion, source: StateDictSpec, added: Collectio
         title = f"{_count_come(made)} from no key: the rules make {'it' if len(made) == 1 else 'them'} under `add:`"
         yield _note("RK672", title, made)
     if left := [fqn for fqn in found.constant if fqn not in added]:
-        title = f"{_count_come(left)} from no key, and always with the same values"
+        title = f"{_count_come(left)} from no key: the same values in each of {found.runs} runs"
         yield _warn("RK672", title, left, found.target.name, "let the model create what the rules do not make")
     if found.unstable:
         verb = "differs" if len(found.unstable) == 1 else "differ"

@@ -53,12 +53,12 @@ class Conversion:
     """What a converter does to a source, as far as runs show.
 
     `pairing` and `relations` hold for two sets of values. `source` and `result` are one of these runs, to try rules
-    on. `collisions` maps a target to the keys that the converter leads to it, the one that stays last; `vanished` are
-    other keys that change nothing in the result; `unclear` are keys of which the budget of runs does not say whether
-    they do. `kept` are keys that keep name and values; `constant` are targets with the same values whatever A holds;
-    `unstable` are targets that differ from run to run on the same values. `beside` names values that are no tensors.
-    `doubts` are values and dtypes for which the converter does something else, and `reads` the lines of its code that
-    look at values.
+    on. `collisions` maps a target to the keys that the converter leads to it, the one that stays last; `vanished`
+    are other keys that change nothing in the result; `unclear` are keys of which the budget of runs does not say
+    whether they do. `kept` are keys that keep name and values; `constant` are targets with the same values in each
+    of `runs` runs on other values of A; `unstable` are targets that differ from run to run on the same values.
+    `beside` names values that are no tensors. `doubts` are values and dtypes for which the converter does something
+    else, and `reads` the lines of its code that look at values.
     """
 
     pairing: Pairing
@@ -71,6 +71,7 @@ class Conversion:
     unclear: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     constant: tuple[str, ...] = ()
+    runs: int = 0
     unstable: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     doubts: tuple[Doubt, ...] = ()
@@ -97,10 +98,10 @@ def run_converter(
     seen: list[tuple[Digests, Digests]] = [(first.digests(), digests), (other.digests(), again)]
     pairing = _pair_by_runs(header, target, seen)
     trial = _shrink_trial(runner, header, pairing, digests)
-    if pairing.alike:
+    if pairing.alike or _find_constant(pairing.only_b, seen):
         seen += _run_more(runner, first if trial is None else trial.source, header, target)
         pairing = _pair_by_runs(header, target, seen)
-    constant = {fqn for fqn in target if len({made[fqn] for _, made in seen if made[fqn]}) == 1}
+    constant = _find_constant(pairing.only_b, seen)
     open_b = [fqn for fqn in pairing.only_b if fqn not in constant]
     relations: tuple[Relation, ...] = ()
     if open_b:
@@ -122,6 +123,7 @@ def run_converter(
         *(pairing, target, first, result, relations, effects.collisions, effects.vanished, effects.unclear),
         kept=tuple(fqn for fqn, made in pairing.pairs.items() if fqn == made),
         constant=tuple(fqn for fqn in pairing.only_b if fqn in constant and fqn not in unstable),
+        runs=len(seen),
         unstable=tuple(fqn for fqn in digests if fqn in unstable),
         beside=returned.beside,
         doubts=tuple(doubts),
@@ -230,6 +232,15 @@ def _pair_by_runs(
         tuple(fqn for fqn in b if fqn not in equal),
         copies={fqn: copies[fqn] for fqn in a if fqn in copies},
     )
+
+
+def _find_constant(fqns: Iterable[str], runs: Sequence[tuple[Digests, Digests]]) -> set[str]:
+    """Return the targets that are the same in every run.
+
+    Two runs do not show it: what follows from a single bit (a slice of a `BOOL` tensor, the sign of a sum) is the
+    same in half of all pairs of runs, whatever its own dtype and size.
+    """
+    return {fqn for fqn in fqns if len({made[fqn] for _, made in runs if made[fqn]}) == 1}
 
 
 def _count_random_bits(spec: TensorSpec) -> int:

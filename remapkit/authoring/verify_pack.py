@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from remapkit.authoring.pair_by_value import PairableTensors
 from remapkit.authoring.verify_relation import has_equal_bytes
@@ -11,19 +12,17 @@ from remapkit.formats.reader import Reader
 from remapkit.plans.make import make_plan
 from remapkit.rulefile.read import read_text
 from remapkit.rules.compile import compile_rules
-from remapkit.tensors.spec import StateDictSpec
 
 
 def find_wrong_targets(text: str, a: Reader, b: PairableTensors, claimed: Collection[str]) -> Iterator[str]:
-    """Apply the rules to the keys of A that they take, and yield the targets that are not B's to the byte.
+    """Apply the rules to A, and yield the targets that are not B's to the byte.
 
-    Also yielded are targets that the rules make without claiming it, or claim and do not make. Each target is
-    computed once, in bounded memory.
+    Keys that no rule takes are dropped, as the user drops them once they are reviewed: they stay in the header,
+    because `require:` counts what a checkpoint has. Also yielded are targets that the rules make without claiming
+    it, or claim and do not make. Each target is computed once, in bounded memory.
     """
-    rules = compile_rules(read_text(text))
-    header, wanted = a.header(), b.header()
-    taken = StateDictSpec({fqn: spec for fqn, spec in header.items() if rules.match(fqn)}, name=header.name)
-    plan = make_plan(rules, taken)
+    rules = compile_rules(replace(read_text(text), unmatched="drop"))
+    plan, wanted = make_plan(rules, a.header()), b.header()
     made = {move.target for move in plan.moves} if not plan.problems else set()
     yield from (fqn for fqn in wanted if (fqn in made) != (fqn in claimed))
     for move in plan.moves if not plan.problems else ():

@@ -43,7 +43,6 @@
       this.root = this.grow(); this.cursor = 0;
       this.pane.addEventListener("scroll", () => schedule());
       this.pane.addEventListener("keydown", event => this.press(event));
-      this.pane.addEventListener("focus", () => schedule());
       this.size.addEventListener("click", event => {
         const row = event.target.closest(".row");
         if (!row) return;

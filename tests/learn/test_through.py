@@ -105,6 +105,8 @@ def twice(sd): return {k + str(n): v for k, v in sd.items() for n in range(2)}
 def wide(sd): return {k: v.t() if v.shape[0] > 50 else v for k, v in sd.items()}
 def tail(sd): return {"a": sd["a"], "tail": sd["b"][48:].sum()}
 def inverts(sd): return {k: ~v if v.dtype == torch.bool else v for k, v in sd.items()}
+def halves_the_zeros(sd): return {k: v.half() if "0" in k else v for k, v in sd.items()}
+def signs(sd): return {k: v for k, v in sd.items()} | {k + ".sign": (v.sum() > 0).float() for k, v in sd.items()}
 def only_small(sd): return {k: v for k, v in sd.items() if "b" not in k or v.shape[0] > 50}
 """
 
@@ -292,6 +294,20 @@ def test_single_bits_are_told_apart(learn: Learn) -> None:
         found = learn("picks", header=header)
         assert found.constant == ("flag",) and "flag" not in found.learned.pairs and found.vanished == ("flag",)
         assert found.learned.pairs == {f"w{number}": f"w{number}", f"other{number}": f"other{number}"}
+
+
+def test_what_follows_from_a_single_bit_is_not_constant(learn: Learn) -> None:
+    """The sign of a sum, a float, is the same in half of all pairs of runs."""
+    found = learn("signs", *(f"w{number}" for number in range(6)))
+    assert found.constant == () and found.learned.only_b == tuple(f"w{number}.sign" for number in range(6))
+
+
+def test_a_key_that_no_rule_takes_still_counts(learn: Learn) -> None:
+    """`require:` counts what a checkpoint has, with the keys that the written rules leave to the user."""
+    header = {f"one.{number}": remapkit.TensorSpec("F32", ()) for number in range(3)}
+    header |= {f"layers.0.{part}.weight": remapkit.TensorSpec("F32", (6, 4)) for part in "qk"}
+    found = learn("halves_the_zeros", header=header)
+    assert found.learned.only_a == ("one.0",) and "count: 'one.{i:int}', is: 3" in found.text
 
 
 def test_a_flag_that_is_used_is_not_called_unused(learn: Learn) -> None:

@@ -13,6 +13,7 @@ import remapkit
 
 selenium = pytest.importorskip("selenium")
 from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
@@ -204,6 +205,16 @@ def test_what_is_left_out_is_said(browser: Any, tmp_path: Path, monkeypatch: pyt
     browser.find_element(By.CSS_SELECTOR, "#target .row").click()
     wait(browser, "document.getElementById('undrawn').textContent === '400 of 1,000 lines drawn'")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#edges path.edge")) == 400
+
+
+def test_a_slow_click_is_a_click(browser: Any, tmp_path: Path) -> None:
+    """A button held for several frames: rows that are drawn anew meanwhile are no longer what was pressed."""
+    rules = remapkit.loads("remapkit: 1\nname: wide\nrules:\n  - {id: all, path: 'a.{x}.w', to: 'b.{x}'}\n")
+    open_page(browser, tmp_path, remapkit.report(rules, keys={f"a.n{n}x.w": SPEC for n in range(1_000)}).html)
+    row = browser.find_element(By.CSS_SELECTOR, "#target .row")
+    opened = row.get_attribute("aria-expanded")
+    ActionChains(browser).click_and_hold(row).pause(0.5).release().perform()
+    wait(browser, f"document.querySelector('#target .row').getAttribute('aria-expanded') !== '{opened}'")
 
 
 def test_the_tree_follows_the_keys_of_a_tree(browser: Any, tmp_path: Path) -> None:
