@@ -178,12 +178,17 @@ class Rearrange(Op):
     sizes: tuple[tuple[str, int], ...] = ()
     name: ClassVar[str] = "rearrange"
 
-    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
-        """Return the fewest steps: reorderings within dimensions, or one permutation between two reshapes."""
+    def measure(self, spec: TensorSpec) -> tuple[Pattern, dict[str, int]]:
+        """Return the pattern with an axis for each dimension of `...`, and the sizes of all axes."""
         pattern = _expand_rest(parse_pattern(self.pattern), spec)
         sizes = dict(self.sizes)
         for dim, group in enumerate(pattern.left):
             _measure_axes(group, dim, spec, sizes)
+        return pattern, sizes
+
+    def steps(self, spec: TensorSpec) -> tuple[OpStep, ...]:
+        """Return the fewest steps: reorderings within dimensions, or one permutation between two reshapes."""
+        pattern, sizes = self.measure(spec)
         shape = tuple(math.prod(sizes[axis] for axis in group) for group in pattern.right)
         left, right = ([[axis for axis in group if sizes[axis] != 1] for group in side] for side in
                        (pattern.left, pattern.right))  # fmt: skip

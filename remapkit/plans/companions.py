@@ -7,6 +7,8 @@ Likewise, alpha divided by the LoRA rank is a factor of its adapter.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +26,7 @@ from remapkit.companions.names import (
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.ops.base import Op
-from remapkit.ops.dtype import CastOp
+from remapkit.ops.dtype import CastOp, ScaleOp
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
 from remapkit.plans.follow import can_follow, describe_op, find_follow_fault
@@ -32,6 +34,7 @@ from remapkit.plans.moves import Dropped, Move, RuleRef
 from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
+_FACTOR = re.compile(r"lora(?:_linear_layer|_embedding)?[._](up|down|mid|A|B)(?:\.|$)")
 NEUTRAL = "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), add {path: ..., neutral: true}"
 
 
@@ -81,6 +84,8 @@ class _Judge:
         if self.scaled:
             for move in moves:
                 self.owners.update(dict.fromkeys(find_companions(move.target, self.targets), move.target))
+        self.adapters = find_adapters(source)
+        self.modules: defaultdict[str, list[str]] | None = None
         self.faults: defaultdict[tuple[str, str, str], dict[str, _Fault]] = defaultdict(dict)
 
     def judge_moves(self) -> Judged:
@@ -91,7 +96,7 @@ class _Judge:
                 self._judge_weight(weight, companions, move)
         for move in self.moves:
             self._judge_strangers(move)
-        for alpha, tensors in find_adapters(self.source).items():
+        for alpha, tensors in self.adapters.items():
             self._judge_alpha(alpha, [move for fqn in tensors for move in self.of.get(fqn, ())])
         made = Judged()
         for (code, title, help), by_rule in self.faults.items():
@@ -228,7 +233,8 @@ class _Judge:
             self._add_fault("RK366", title, help, rule, shown)
             return
         for move in tensors:
-            if len(set(move.sources)) > 1 and any(isinstance(op, Join) and not op.merge for op in move.ops):
+            joined = len(set(move.sources)) > 1 and any(isinstance(op, Join) and not op.merge for op in move.ops)
+            if joined and not self._is_alpha_carried(move):
                 title = "adapters with alphas are joined, which changes their LoRA rank and so alpha / LoRA rank"
                 help = "keep the adapters apart, each with its alpha"
                 self._add_fault("RK362", title, help, move.rule, f"{join_words(move.sources[:3])} -> {move.target}")
@@ -241,11 +247,48 @@ class _Judge:
                     "RK364", title, help, move.rule, f"{move.sources[0]} -> {move.target}, but {alpha} -> {away}"
                 )
 
+    def _is_alpha_carried(self, move: Move) -> bool:
+        """Return whether the module of joined adapters has an alpha for its LoRA rank, from all of their alphas.
+
+        With equal factors alpha / r, that is one of the alphas times (new rank / own rank), which are compared before
+        anything is written (`merge`).
+        """
+        module = find_adapter_module(move.target)
+        image = self.targets.get(f"{module}.alpha")
+        rank = self._find_new_rank(module or "")
+        join = image.ops[0] if image is not None and len(image.ops) == 1 else None
+        if image is None or rank is None or not isinstance(join, Join) or not join.merge:
+            return False
+        modules = [find_adapter_module(fqn) for fqn in move.sources]
+        if {f"{each}.alpha" for each in modules} != set(image.sources):
+            return False
+        ranks = {
+            f"{each}.alpha": _find_lora_rank(fqn, self.source)
+            for each, fqn in zip(modules, move.sources, strict=True)
+        }
+        for alpha, ops in zip(image.sources, itertools.cycle(join.branches), strict=False):
+            own, factors = ranks[alpha], [op.factor for op in ops if isinstance(op, ScaleOp)]
+            if own is None or len(factors) < len(ops) or math.prod(factors) * own != rank:
+                return False
+        return True
+
+    def _list_of_module(self, module: str) -> Sequence[str]:
+        if self.modules is None:
+            self.modules = defaultdict(list)
+            for fqn in self.targets:
+                self.modules[find_adapter_module(fqn) or ""].append(fqn)
+        return self.modules.get(module, ())
+
+    def _find_new_rank(self, module: str) -> int | None:
+        """Return the LoRA rank of a new module: of matrices, of convolutions, or of stacks of matrices."""
+        return _read_lora_rank({fqn: self.targets[fqn].spec for fqn in self._list_of_module(module)})
+
     def _judge_folded(self, alpha: str, tensors: Sequence[Move]) -> None:
         """Check that an alpha, divided by the LoRA rank, is multiplied into one tensor, and nowhere else."""
         folds = [move for move in tensors if _reads_alpha(move, alpha)]
         (*_, fold) = folds
-        rank = _find_lora_rank(fold.sources[0], self.source)
+        rank = _read_lora_rank({fqn: self.source[fqn] for fqn in self.adapters[alpha]})
+        rank = _find_lora_rank(fold.sources[0], self.source) if rank is None else rank
         join = fold.ops[0]
         assert isinstance(join, Join) and join.combine is not None
         over = join.combine.find_over(self.source[fold.sources[0]])
@@ -281,12 +324,22 @@ def _reads_alpha(move: Move, alpha: str) -> bool:
     return is_product and isinstance(join, Join) and not any(join.branches) and move.sources[1:] == (alpha,)
 
 
+def _read_lora_rank(tensors: Mapping[str, TensorSpec]) -> int | None:
+    """Return the LoRA rank that both matrices of a module show: plain ones, of convolutions, or stacked."""
+    shapes = {found[1]: spec.shape for fqn, spec in tensors.items() if (found := _FACTOR.search(fqn))}
+    up, down = shapes.get("up", shapes.get("B", ())), shapes.get("down", shapes.get("A", ()))
+    if min(len(up), len(down)) < 2:
+        return None
+    is_stack = len(up) == len(down) == 3 and up[0] == down[0] and up[2] == down[1]
+    return up[2] if is_stack else up[1]
+
+
 def _find_lora_rank(fqn: str, header: Mapping[str, TensorSpec]) -> int | None:
     """Return the LoRA rank that the shape of an up or down matrix shows."""
     shape = header[fqn].shape
     if len(shape) < 2:
         return None
-    found = re.search(r"lora(?:_linear_layer|_embedding)?[._](up|down|mid|A|B)(?:\.|$)", fqn)
+    found = _FACTOR.search(fqn)
     return None if found is None else shape[1] if found[1] in ("up", "B") else shape[0]
 
 
