@@ -6,7 +6,7 @@ whose factors differ, or a format that has no alphas), a rule file that does tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from remapkit.adapters.alphas import PeftConfig
@@ -27,7 +27,10 @@ from remapkit.tensors.spec import StateDictSpec
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the result is wanted: its format, whether alphas are multiplied in, and where alphas are without tensors."""
+    """How the result is wanted: its format, and whether alphas are multiplied in; and where alphas are.
+
+    `config` and `alpha` are for files without alpha tensors; `prefix` chooses among the models of a file.
+    """
 
     format: str | None = None
     fold: bool = False
@@ -117,18 +120,17 @@ def _choose_style(adapter: Adapter, options: Options) -> Style:
 
 def _report_outside(adapter: Adapter) -> Iterator[Diagnostic]:
     for prefix, fqns in adapter.outside.items():
-        verb = "belongs" if len(fqns) == 1 else "belong"
-        title = f"{count_noun(len(fqns), 'tensor')} under {prefix} {verb} to another model and {'is' if len(fqns) == 1 else 'are'} left out"
-        help = ("apply the rules of that model for them",)
-        yield Diagnostic(
-            "RK727", title, notes=(list_names(fqns),), help=help, severity=Severity.WARNING, place=adapter.header.name
-        )
+        title = f"{count_noun(len(fqns), 'tensor')} under {prefix} left out: the rules are not for that model"
+        yield _warn("RK727", title, fqns, adapter, "apply the rules of that model for them")
 
 
 def _report_dropped(adapter: Adapter, found: Derived) -> Iterator[Diagnostic]:
     away = {fqn for fqns in adapter.outside.values() for fqn in fqns}
     if gone := [fqn for fqn in found.dropped if fqn not in away]:
-        title = f"{count_noun(len(gone), 'tensor')} of the adapter {'is' if len(gone) == 1 else 'are'} dropped: the rules drop the weights"
-        yield Diagnostic(
-            "RK729", title, notes=(list_names(gone),), severity=Severity.WARNING, place=adapter.header.name
-        )
+        title = f"{count_noun(len(gone), 'tensor')} of the adapter dropped, because the rules drop the weights"
+        yield _warn("RK729", title, gone, adapter)
+
+
+def _warn(code: str, title: str, fqns: Sequence[str], adapter: Adapter, *help: str) -> Diagnostic:
+    notes, place = (list_names(fqns),), adapter.header.name
+    return Diagnostic(code, title, notes=notes, help=help, severity=Severity.WARNING, place=place)

@@ -1,8 +1,8 @@
 """Carry the alphas of an adapter to its new modules, or multiply them in first.
 
 The factor of a module is alpha / r. A module that is made of one other keeps its LoRA rank, and so its alpha. Where
-several are joined, LoRA ranks add up to r': if their factors agree, the new alpha is factor * r'; else the factors are
-multiplied in before the join, and the new factor is 1. Which modules are multiplied is closed under sharing: all
+several are joined, LoRA ranks add up to r': if their factors agree, the new alpha is factor * r'; else the factors
+are multiplied in before the join, and the new factor is 1. Which modules are multiplied is closed under sharing: all
 modules that a new one is made of are, or none.
 """
 

@@ -103,9 +103,9 @@ def split_leaf(fqn: str, formats: Formats) -> tuple[str, str] | None:
 def read_adapter(header: StateDictSpec, base: Iterable[str], prefix: str | None = None) -> Adapter:
     """Find the tensors of the model that an adapter is for.
 
-    `base` are the keys of the model; with `prefix`, only modules with this prefix are looked for. Raises `UsageError`:
-    RK720 if no tensor belongs to a module of the model, RK721 if a flat name is that of several modules, RK722 if
-    modules have several prefixes.
+    `base` are the keys of the model; with `prefix`, only modules with this prefix are looked for. Raises
+    `UsageError`: RK720 if no tensor belongs to a module of the model, RK721 if a flat name is that of several
+    modules, RK722 if modules have several prefixes.
     """
     formats, keys = read_formats(), tuple(base)
     names, known = ModuleNames.of(keys), frozenset(keys)

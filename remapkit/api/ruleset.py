@@ -138,6 +138,48 @@ class RuleSet(CompiledRules):
 
         return RuleSet.of(chain_rules(self, resolve_rules(other)))
 
+    def adapter(
+        self,
+        source: object,
+        *,
+        base: object = None,
+        format: str | None = None,
+        fold_alpha: bool = False,
+        alpha: float | None = None,
+        root: str | None = None,
+    ) -> RuleSet:
+        """Return the rules for an adapter (LoRA) of the model, derived from these rules for its weights.
+
+        They are ordinary rules, of literal names: plan, prove, apply and explain them like any other. Where alphas
+        are multiplied in before weights are joined, they are a route of two rule files.
+
+        Args:
+            source: The adapter: a checkpoint, or a header. With a header, the numbers in alphas are not known, so
+                those of joined weights are multiplied in.
+            base: The model that it is for: a checkpoint, a manifest, a header or a module. By default the manifest
+                that these rules declare as their source.
+            format: `peft`, `diffusers`, `kohya` or `comfy`: how the result is named; by default like the input.
+            fold_alpha: Multiply alphas into the up matrices: each module's own alpha / LoRA rank.
+            alpha: The alpha of all modules, for a PEFT file without its `adapter_config.json`.
+            root: The prefix of the modules, where a file has the adapters of several models: `lora_unet_`.
+
+        Raises:
+            UsageError: No tensor belongs to a module of the model, or the model is not known.
+            FailedCheck: What an adapter of low rank cannot follow, with the rule and the reason for each.
+
+        >>> import remapkit
+        >>> shapes = {"lora_up.weight": (9216, 4), "lora_down.weight": (4, 3072), "alpha": ()}
+        >>> name = "lora_unet_double_blocks_0_img_attn_qkv"
+        >>> lora = {f"{name}.{leaf}": remapkit.TensorSpec("F32", shape) for leaf, shape in shapes.items()}
+        >>> rules = remapkit.load("flux_bfl").adapter(lora, format="diffusers")
+        >>> sorted(rules.plan(lora).target)[-1]
+        'transformer.transformer_blocks.0.attn.to_v.lora_B.weight'
+        """
+        from remapkit.api.adapter import AdapterOptions, derive_source
+
+        options = AdapterOptions(base, format, fold_alpha, alpha, root)
+        return RuleSet.of(derive_source(self, source, options).rules)
+
     def prove(self, *, header: Iterable[str] | None = None) -> Proof:
         """Decide for every possible key whether these rules are unambiguous and lose nothing.
 
