@@ -139,7 +139,7 @@ def _is_before_counted(part: DraftRule, place: int, others: Sequence[DraftRule])
 def _find_unclear(parts: Sequence[DraftRule]) -> set[tuple[int, int]]:
     """Return the indices that a name has beside a number of its own, where nothing shows that these are two things.
 
-    `g.{i}.0` may be `g.{i%2}.{i//2}`, unless another key goes to `g.{i}` without such a number: that is the layer then.
+    `g.{i}.0` may be `g.{i%2}.{i//2}`, unless another key goes to `g.{i}` without one: that is the layer then.
     """
     found: defaultdict[tuple[object, ...], list[tuple[int, int, bool]]] = defaultdict(list)
     for number, part in enumerate(parts):
