@@ -11,7 +11,7 @@ _FOLDS = range(2, 65)
 """The strides that are tried where a number is not a line through the first two values."""
 _LARGEST = 1000
 """Arithmetic is enumerated when a rule is compiled: larger indices are only copied or looked up."""
-_ENOUGH = 3
+ENOUGH = 3
 """The fewest different indices that show more than a shift."""
 
 Row = Sequence[int]
@@ -61,7 +61,7 @@ def _list_lines(place: int, values: Sequence[int], wanted: Sequence[int]) -> Ite
     slope, rest = divmod(second[1] - pairs[0][1], second[0] - pairs[0][0])
     offset = pairs[0][1] - slope * pairs[0][0]
     # Through two points there is always a line: anything but a shift needs a third to speak for it.
-    if rest or not slope or (slope != 1 and len(set(values)) < _ENOUGH):
+    if rest or not slope or (slope != 1 and len(set(values)) < ENOUGH):
         return
     if slope < 0:
         factor = "{0}" if slope == -1 else f"{{0}}*{-slope}"
@@ -86,7 +86,7 @@ def _list_sums(
 
 
 def _list_folds(place: int, values: Sequence[int], wanted: Sequence[int]) -> Iterator[Expression]:
-    if len(set(values)) < _ENOUGH:
+    if len(set(values)) < ENOUGH:
         return
     smallest, largest = min(values), max(values)
     for stride in (stride for stride in _FOLDS if stride <= largest):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from remapkit.authoring.build_cut import build_copies, build_cut
-from remapkit.authoring.build_relation import Segment, Selection, build_join
+from remapkit.authoring.build_relation import Segment, Selection, build_join, describe_whole
 from remapkit.authoring.find_order import MOST_DIMS, has_distinct
 from remapkit.authoring.find_rows import RowIndex, Rows
 from remapkit.authoring.find_siblings import propose_siblings
@@ -23,10 +23,13 @@ from remapkit.authoring.pair_by_value import PairableTensors
 from remapkit.authoring.relation import TIED, UNSETTLED, Relation
 from remapkit.authoring.verify_relation import Verifier
 from remapkit.diagnostics.wording import join_words
+from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import StateDictSpec
 
 MOST_PARTS = 4096
 """The most parts of one target: more runs of rows are an order that nobody could write down."""
+MOST_ALIKE = 64
+"""The most tensors with the same elements of which each is compared with a target."""
 ROWS_PER_STEP = 1 << 18
 """The rows of a view that are looked up in one step."""
 
@@ -221,7 +224,7 @@ class _Search:
             self.reasons[target.fqn] = SPENT
             return None
         index = self._index[target.spec.dtype]
-        whole = index.find_total(target)
+        whole = self._compare_rows(target, index.find_total(target))
         if len(whole) > 1 and not {one.fqn for one in whole} <= set(self.tied.get(whole[0].fqn, ())):
             self.undetermined[target.fqn] = self._name_twins(whole)
             return None
@@ -243,6 +246,16 @@ class _Search:
             elif dims and index.has_rows(target, dims):
                 self.reasons[target.fqn] = AMBIGUOUS
         return None
+
+    def _compare_rows(self, target: Prints, whole: Sequence[Prints]) -> Sequence[Prints]:
+        """Return those of some tensors with the elements of another of which an operation may make it; else all.
+
+        Of few bits an element, many tensors have the same elements, in other rows and columns.
+        """
+        is_short = DTYPE_BITS[target.spec.dtype] <= 8 and 1 < len(whole) <= MOST_ALIKE
+        if not is_short or not self._spend(len(whole)):
+            return whole
+        return [one for one in whole if describe_whole(one, target) is not None] or whole
 
     def _follow_rows(
         self, target: Prints, dims: Dims, segments: Sequence[Segment] | None

@@ -24,6 +24,7 @@ from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.require_depths import find_depths, write_requirements
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
+from remapkit.authoring.settle_symmetric import settle_renames
 from remapkit.authoring.spell_parts import is_countable, spell_parts
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -86,7 +87,10 @@ def learn(
     check_name_and_source(name, source)
     # The language cannot express the empty key, and checkpoints may not contain names with control characters.
     pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not find_name_problem(other)}
-    copies = [Relation((fqn,), others, cut="copy") for fqn, others in pairing.copies.items()]
+    copies = [
+        Relation((fqn,), others, cut="copy", by=By.SIMPLEST.value if fqn in pairing.symmetric else "")
+        for fqn, others in pairing.copies.items()
+    ]
     relations = _select_relations([*relations, *copies])
     fitting = _Fitting(name, source, target, source_ref, target_ref, replay)
     taken = {fqn for relation in relations for fqn in relation.sources}
@@ -136,6 +140,7 @@ def _settle_pairs(
         for fqn, is_equal in pairing.given.items()
         if fqn in pairs
     }
+    settled = settle_renames(pairs, pairing) | settled
     while alike:
         rules = compile_rules(read_text(fitting.fit_by_replay(pairs, alike).text, fitting.name)) if pairs else None
         found = settle_keys(rules, pairs, alike, pairing)

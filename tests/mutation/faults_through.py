@@ -231,10 +231,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a mapper's own method does not count",
         "models/converter.py",
-        '        return None if callable(getattr(value, "apply", None)) else lambda key: _map_name(value, key)',
-        "        return lambda key: _map_name(value, key)",
+        '    if callable(getattr(value, "apply", None)):',
+        "    if False:",
         "what the mapper does is what it does",
         KINDS,
+    ),
+    Fault(
+        "shards that a mapper stacks are renamed alone",
+        "models/converter.py",
+        "if getattr(value, _STACKED, None):",
+        "if False:",
+        "a mapper that stacks without `apply` is refused",
+        ("tests/learn/test_through_converters.py",),
     ),
     Fault(
         "substrings are replaced everywhere",
