@@ -215,9 +215,9 @@ class _Judge:
             fit = self._make_fit(rough[number], *self._decide(rough[number], differs, inside))
             before = found.get(fit.layout)
             if fit.fits and (before is None or distance <= before[0]):
-                is_equal = self._has_equal(manifest, inside) or (
-                    before is not None and before[::2] == (distance, True)
-                )
+                # Of manifests that are as near, one whose equal dimensions are equal here is enough.
+                was_equal = before is not None and before[0] == distance and before[2]
+                is_equal = was_equal or self._has_equal(manifest, inside)
                 found[fit.layout] = distance, fit, is_equal
                 best = distance if best is None else min(best, distance)
         nearest = [(fit, is_equal) for distance, fit, is_equal in found.values() if distance == best]
