@@ -192,18 +192,19 @@ class _Search:
         relation = build_cut(sources, [*equal, *selections], self._a.header())
         if relation is not None and one.fqn in self.tied:
             relation = replace(relation, by=relation.by or TIED)
-        if relation is not None and (self._accept(relation) or self._is_blocked(relation)):
+        if relation is not None and (self._accept(relation) or self._record_blocked(relation)):
             return
         if len(selections) == 1:
-            self.reasons.update({} if relation is not None else {selections[0].target.fqn: UNNAMED})
+            if relation is None:
+                self.reasons[selections[0].target.fqn] = UNNAMED
             return
-        true = [each for each in selections if self._has_relation(sources, each)]
+        true = [each for each in selections if self._try_alone(sources, each)]
         relation = build_copies(sources, [*equal, *true], self._a.header()) if true else None
         if relation is not None:
             self._accept(relation)
 
-    def _has_relation(self, sources: Mapping[str, Prints], selection: Selection) -> bool:
-        """Return whether a target alone has a true relation; the reason is kept if it has none."""
+    def _try_alone(self, sources: Mapping[str, Prints], selection: Selection) -> bool:
+        """Return whether a target alone has a true relation, and record the reason if it has none."""
         relation = build_cut(sources, [selection], self._a.header())
         reason = UNNAMED if relation is None else SPENT if not self._spend() else ""
         if relation is not None and not reason and relation.by == UNSETTLED:
@@ -302,7 +303,7 @@ class _Search:
     def _accept(self, relation: Relation) -> bool:
         """Run a relation, and keep it if it gives B's bytes; each set of keys is run once."""
         names = (relation.sources, relation.targets)
-        if any(fqn in self._reached for fqn in relation.targets) or self._is_blocked(relation):
+        if any(fqn in self._reached for fqn in relation.targets) or self._record_blocked(relation):
             return False
         if relation.by == UNSETTLED:
             self.undetermined.update(dict.fromkeys(relation.targets, UNSETTLED))
@@ -319,8 +320,8 @@ class _Search:
         self._used.update(dict.fromkeys(relation.sources, relation.targets[0]))
         return True
 
-    def _is_blocked(self, relation: Relation) -> bool:
-        """Return whether a source becomes something else already; then that is the reason.
+    def _record_blocked(self, relation: Relation) -> bool:
+        """Return whether a source becomes something else already, and record that as the reason.
 
         A pair is certain, and so are copies: a relation that reads their key must make their targets too.
         """

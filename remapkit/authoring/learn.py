@@ -290,9 +290,8 @@ class _Fitting:
         """Write rules, find the wrong ones, narrow these, until none is wrong.
 
         It ends, since every step narrows: any index, these indices, fewer keys, one literal key, no index counted,
-        nothing. That could
-        take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round costs a pass over
-        the source and, with `proves`, one proof.
+        nothing. That could take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A
+        round costs a pass over the source and, with `proves`, one proof.
         """
         written = [each if is_countable(each) else self.spell_parts(each) for each in wanted]
         parts = [DraftRule(example) for example in generalize(written, loosely=proves)]

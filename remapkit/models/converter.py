@@ -108,7 +108,9 @@ def _load_file(path: Path, reference: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # as in `python file.py`: it may import its neighbours, also when it runs
+        # As in `python file.py`, it may import its neighbours. The folder stays: it may do so only when it is called.
+        # It comes last: there, in contrast to `python file.py`, no neighbour hides a module of ours or of torch.
+        sys.path.append(folder)
     try:
         with isolate_guest():
             spec.loader.exec_module(module)

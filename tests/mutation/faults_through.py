@@ -324,4 +324,28 @@ FAULTS: tuple[Fault, ...] = (
         "no key is called unused that may be used",
         DOUBTS,
     ),
+    Fault(
+        "a converter may end our process",
+        "models/isolation.py",
+        "    if _called is None or os.getpid() != _owner:",
+        "    if True:",
+        "code that ends the process is an error",
+        ("tests/core/test_isolation.py",),
+    ),
+    Fault(
+        "a forked process may not end",
+        "models/isolation.py",
+        "_called is None or os.getpid() != _owner",
+        "_called is None",
+        "a process that a converter forks may end",
+        ("tests/core/test_isolation.py",),
+    ),
+    Fault(
+        "an end that the code handles itself is none",
+        "models/isolation.py",
+        "        if called:\n",
+        "        if False:\n",
+        "code that ends the process is an error",
+        ("tests/core/test_isolation.py",),
+    ),
 )
