@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from remapkit.authoring.count_layers import count_layers
@@ -142,7 +143,7 @@ def _settle_pairs(
     }
     settled = settle_renames(pairs, pairing) | settled
     while alike:
-        rules = compile_rules(read_text(fitting.fit_by_replay(pairs, alike).text, fitting.name)) if pairs else None
+        rules = _compile_text(fitting.fit_by_replay(pairs, alike).text, fitting.name) if pairs else None
         found = settle_keys(rules, pairs, alike, pairing)
         if not found:
             break
@@ -279,7 +280,7 @@ class _Fitting:
         taken = re.findall(r"\w+", draft.text)
         lines, params = write_requirements(depths, taken)
         protected = write_draft(parts, [*self.write_head_lines(parts), *lines], notes, params)
-        rules = compile_rules(read_text(protected.text, self.name))
+        rules = _compile_text(protected.text, self.name)
         unmet = [*find_unmet_requirements(rules, self.source), *_find_problems(rules, self.source, self.target)[0]]
         assert not unmet, unmet
         return protected
@@ -353,7 +354,7 @@ class _Fitting:
     ) -> tuple[set[int], Sequence[Diagnostic]]:
         """Return the numbers of the wrong draft rules, and their problems."""
         try:
-            rules = compile_rules(read_text(draft.text, self.name))
+            rules = _compile_text(draft.text, self.name)
         except InvalidRules as error:
             return _find_owners(draft, error.diagnostics), error.diagnostics
         written = [relation for part in parts for relation in part.example.relations]
@@ -395,6 +396,12 @@ class _Fitting:
         if wrong or self.replay is None:
             return wrong
         return {draft.ids[move.rule.id] for move in moves if not self.replay(move)}
+
+
+@lru_cache(maxsize=8)
+def _compile_text(text: str, name: str) -> CompiledRules:
+    """Compile a draft. A third of the drafts are one of the last few again: those that fit begin the next round."""
+    return compile_rules(read_text(text, name))
 
 
 def _list_renames(pairs: Mapping[str, str]) -> list[Relation]:

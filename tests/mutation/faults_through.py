@@ -79,8 +79,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "chance is the same in every run",
         "authoring/call_converter.py",
-        "    torch.manual_seed(number)",
-        "    torch.manual_seed(0)",
+        "    seed(number)",
+        "    seed(0)",
         "torch's random numbers are not constants",
         THROUGH,
     ),
