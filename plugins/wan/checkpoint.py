@@ -120,23 +120,24 @@ def _build_on_meta(cls: type[Model], settings: Mapping[str, Any]) -> Model:
 
 def _find_root(cls: type[nn.Module], reader: Reader, names: frozenset[str]) -> Reader:
     """Return the checkpoint under the only root where all keys fit one layout; unchanged if they fit as they are."""
-    if any(_fits(candidate) for candidate in _list_candidates(cls.__name__, reader, names)):
+    layouts = _load_layouts(cls.__name__)
+    if any(_fits(candidate) for candidate in _list_candidates(layouts, reader, names)):
         return reader
-    inside = _find_fitting_roots(cls, reader, names)
+    inside = _find_fitting_roots(layouts, reader, names)
     return inside[0] if len(inside) == 1 else reader
 
 
-def _find_fitting_roots(cls: type[nn.Module], reader: Reader, names: frozenset[str]) -> list[Reader]:
+def _find_fitting_roots(layouts: Mapping[str, RuleSet], reader: Reader, names: frozenset[str]) -> list[Reader]:
     return [
         found
         for found in read_under_roots(reader)
-        if any(_fits(candidate) for candidate in _list_candidates(cls.__name__, found, names))
+        if any(_fits(candidate) for candidate in _list_candidates(layouts, found, names))
     ]
 
 
-def _list_roots(cls: type[nn.Module], reader: Reader, names: frozenset[str]) -> str:
+def _list_roots(layouts: Mapping[str, RuleSet], reader: Reader, names: frozenset[str]) -> str:
     """Return a help that lists the roots under which all keys fit a layout; empty if there are none."""
-    found = [f"root={inside.root!r}" for inside in _find_fitting_roots(cls, reader, names)]
+    found = [f"root={inside.root!r}" for inside in _find_fitting_roots(layouts, reader, names)]
     return f"all keys fit a layout under several roots; choose one: {' or '.join(found[:4])}" if found else ""
 
 
@@ -148,7 +149,8 @@ def _recognize_layout(
     cls: type[nn.Module], siblings: Sequence[type[nn.Module]], reader: Reader, names: frozenset[str]
 ) -> _Candidate:
     """Return the layout that has all keys of the checkpoint. Raises `UsageError` if none or several have."""
-    candidates = list(_list_candidates(cls.__name__, reader, names))
+    layouts = _load_layouts(cls.__name__)
+    candidates = list(_list_candidates(layouts, reader, names))
     fitting = [candidate for candidate in candidates if _fits(candidate)]
     if len(fitting) == 1:
         return fitting[0]
@@ -164,22 +166,29 @@ def _recognize_layout(
         f"{each.name}: {len(each.strangers)} of {total} keys are not in it:\n{list_names(each.strangers)}"
         for each in candidates
     )
-    help = [_list_roots(cls, reader, names), _describe_other_generation(siblings, reader)]
+    help = [_list_roots(layouts, reader, names), _describe_other_generation(siblings, reader)]
     help = help if any(help) else [describe_layouts(reader.header()) or ""]
     help.append("pass a rule file with rules=, or start one with `remapkit new`")
     title = f"the keys of this checkpoint fit no layout of {cls.__name__}"
     raise UsageError(Diagnostic("RK645", title, notes=notes, help=tuple(filter(None, help)), place=place))
 
 
-def _list_candidates(model: str, reader: Reader, names: frozenset[str]) -> Iterator[_Candidate]:
+def _load_layouts(model: str) -> dict[str, RuleSet]:
+    """Load the rules of each layout once: they are tried below many roots."""
+    return {pack: remapkit.load(pack) for pack in PACKS.get(model, ())} | {OWN_LAYOUT: _make_identity_rules()}
+
+
+def _list_candidates(
+    layouts: Mapping[str, RuleSet], reader: Reader, names: frozenset[str]
+) -> Iterator[_Candidate]:
     header = reader.header()
-    for pack in PACKS.get(model, ()):
-        rules = remapkit.load(pack)
+    for layout, rules in layouts.items():
         plan = rules.plan(header)
+        if layout == OWN_LAYOUT:
+            yield _Candidate(layout, None, plan, tuple(fqn for fqn in header if fqn not in names))
+            continue
         taken = {source for move in plan.moves if move.target in names for source in move.sources}
-        yield _Candidate(pack, rules, plan, tuple(fqn for fqn in header if fqn not in taken))
-    plan = _make_identity_rules().plan(header)
-    yield _Candidate(OWN_LAYOUT, None, plan, tuple(fqn for fqn in header if fqn not in names))
+        yield _Candidate(layout, rules, plan, tuple(fqn for fqn in header if fqn not in taken))
 
 
 def _make_identity_rules() -> RuleSet:
@@ -191,7 +200,7 @@ def _describe_other_generation(siblings: Sequence[type[nn.Module]], reader: Read
     for other in siblings:
         name = other.__name__
         names = frozenset(_build_on_meta(other, {}).state_dict())
-        if any(not each.strangers and each.plan.moves for each in _list_candidates(name, reader, names)):
+        if any(not each.strangers and each.plan.moves for each in _list_candidates(_load_layouts(name), reader, names)):
             return f"they are keys of the other generation: load them with {name}.from_checkpoint"
     return ""
 

@@ -246,14 +246,12 @@ def _check_target(
 
     Raises `FailedCheck` with every problem.
     """
-    target = named.read()
+    target, known = named.read(), read_declared_source(rules.file)
     lacking: list[Diagnostic] = []
     if target is not None:
-        known = read_declared_source(rules.file)
         notes = tuple(report_contradictions(plan, known)) if known is not None else ()
         held = TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact", notes)
     else:
-        known = read_declared_source(rules.file)
         lacking = check_known_keys(rules, plan, known) if known is not None and not partial else []
         # A target whose sources are missing is not reported as missing too.
         partial = partial or bool(lacking) or bool(plan.problems)

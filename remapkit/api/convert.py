@@ -329,6 +329,7 @@ def _report_unknown(found: Identification, start: str | None) -> Diagnostic:
         title = f"{found.name} is an adapter (LoRA) of {what}: packs convert the weights of models"
         return Diagnostic("RK663", title, help=("convert the model, and merge or load the adapter there",))
     near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
+    near += tuple(f"{each.title} ({join_words(each.notes)})" for each in found.diagnostics)
     if start is not None:
         title = f"{found.name} does not have the names of {start}"
         return Diagnostic("RK663", title, help=("`remapkit identify` says what it is",), notes=near)

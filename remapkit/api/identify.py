@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from remapkit.diagnostics.arguments import check_arguments
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.formats.options import make_read_options
@@ -95,7 +95,20 @@ def identify_header(
 ) -> Identification:
     """Say which layout a header has; if one is given, how it fits this one."""
     fits = fit_layouts(header, layout)
-    return Identification(header.name, len(header), fits.fits, fits.adapters, fits.near, len(fits.scaled), notes)
+    broken = tuple(_report_broken(pack, problem) for pack, problem in fits.broken.items())
+    log_diagnostics(broken)
+    diagnostics = (*notes, *broken)
+    return Identification(
+        header.name, len(header), fits.fits, fits.adapters, fits.near, len(fits.scaled), diagnostics
+    )
+
+
+def _report_broken(pack: str, problem: Diagnostic) -> Diagnostic:
+    """Report a pack that may read this layout, but whose rules cannot be compiled."""
+    title = f"the pack {pack} was skipped: its rules cannot be compiled"
+    cause = f"{problem.code}: {problem.title}"
+    help = (f"`remapkit lint {pack}` shows every problem of it",)
+    return Diagnostic("RK695", title, notes=(cause,), help=help, severity=Severity.WARNING, values={"pack": pack})
 
 
 def describe_layout(found: Identification) -> Iterator[str]:

@@ -124,6 +124,7 @@ def learn(
         if output is not None:
             where = (f"keys/{output.stem}.source.json", f"keys/{output.stem}.target.json")
         found, replay = _find_operations(*readers, pairing) if pairing.by_value else (Operations((), {}), None)
+        pairing = replace(pairing, symmetric=found.symmetric)
         if given is not None and pairing.by_value:
             pairing, found = _add_given(pairing, found, given.pairs)
         learned = authoring.learn(

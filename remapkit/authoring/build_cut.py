@@ -168,6 +168,8 @@ def _build_unstack(source: Prints, selections: Sequence[Selection]) -> Relation 
             return None
         rank = len(selections[0].target.spec.shape)
         return _finish_unstack(source, selections, dims[0], 0, 1) if rank == len(source.spec.shape) - 1 else None
+    if dims == (0, 1) and not any(selection.dims for selection in selections):
+        return _unstack_twice(source, selections)
     if len(dims) != 2 or any(len(selection.dims) > 1 for selection in selections):
         return None
     places = {selection.dims for selection in selections}
@@ -178,6 +180,17 @@ def _build_unstack(source: Prints, selections: Sequence[Selection]) -> Relation 
     if len(selections) % count or len(selections) == count:
         return None
     return _finish_unstack(source, selections, dims[0], next(iter(places))[0], rows)
+
+
+def _unstack_twice(source: Prints, selections: Sequence[Selection]) -> Relation | None:
+    """Return an unstack of all that the first two dimensions stack, in their order."""
+    shape = source.spec.shape
+    at = {int(one.segment.indices[0]): one.target for one in selections if one.segment is not None}
+    shapes = {target.spec.shape for target in at.values()}
+    if sorted(at) != list(range(shape[0] * shape[1])) or len(at) < len(selections) or shapes != {shape[2:]}:
+        return None
+    ops: Ops = ({"reshape": [len(at), *shape[2:]]},)
+    return Relation((source.fqn,), tuple(at[place].fqn for place in sorted(at)), cut="unstack", ops=ops)
 
 
 def _finish_unstack(

@@ -106,6 +106,8 @@ def describe_slice(selection: Selection) -> Described | None:
 
 def build_join(target: Prints, dims: Dims, segments: Sequence[Segment], header: StateDictSpec) -> Relation | None:
     """Return a concat or a stack of the segments, or both, that gives the target; None if the language has none."""
+    if len(dims) == 2 and all(segment.dims == () for segment in segments):
+        return _build_stack_of_stacks(target, dims, segments, header)
     if len(dims) == 2:
         return _build_stacked_concat(target, dims, segments, header)
     (dim,) = dims
@@ -150,6 +152,19 @@ def _build_stack(target: Prints, dim: int, parts: Sequence[Prints], header: Stat
             by = judge_order(order.is_sure, ops)
             return Relation(sources, (target.fqn,), "stack", dim=stack_dim, ops=(*ops, *casts.of_whole), by=by)
     return None
+
+
+def _build_stack_of_stacks(
+    target: Prints, dims: Dims, segments: Sequence[Segment], header: StateDictSpec
+) -> Relation | None:
+    """Return a stack of the tensors at all indices of the first two dimensions, in their order."""
+    sources = tuple(segment.prints.fqn for segment in segments)
+    shapes = {segment.prints.spec.shape for segment in segments}
+    casts = _Casts(header, sources, target.spec.dtype)
+    if dims != (0, 1) or shapes != {target.spec.shape[2:]} or len(set(sources)) < len(sources) or not casts.are_equal:
+        return None
+    ops: Ops = ({"reshape": list(target.spec.shape)}, *casts.of_whole)
+    return Relation(sources, (target.fqn,), "stack", ops=ops)
 
 
 def _build_concat(target: Prints, dim: int, segments: Sequence[Segment], header: StateDictSpec) -> Relation | None:

@@ -161,7 +161,7 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables, not
         (words[0], captures.get(place) or _write_word(words[0], joined, pattern=True))
         for place, words in enumerate(example.words)
     )
-    targets = _count_targets(relation, len(sections))
+    targets = count_targets(relation, len(sections))
     written = [
         _join_texts((get_word(item), _write_pattern_item(item, captures, joined)) for item in section)
         for section in sections[:-targets]
@@ -182,7 +182,8 @@ def _make_rule(part: DraftRule, number: int, ids: set[str], tables: _Tables, not
     return replace(rule, names=Names([source, *written], tos, joined, made, where), relation=relation)
 
 
-def _count_targets(relation: Relation, sections: int) -> int:
+def count_targets(relation: Relation, sections: int) -> int:
+    """Return how many of the names of a rule, from the last one, are targets; the others are patterns."""
     if relation.cut in ("split", "copy"):
         return len(relation.targets) // (relation.count or 1) if relation.cut == "split" else len(relation.targets)
     return 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from remapkit.authoring.build_cut import build_copies, build_cut
-from remapkit.authoring.build_relation import Segment, Selection, build_join
+from remapkit.authoring.build_relation import Segment, Selection, build_join, describe_whole
 from remapkit.authoring.find_order import MOST_DIMS, has_distinct
 from remapkit.authoring.find_rows import RowIndex, Rows
 from remapkit.authoring.find_siblings import propose_siblings
@@ -23,10 +23,13 @@ from remapkit.authoring.pair_by_value import PairableTensors
 from remapkit.authoring.relation import TIED, UNSETTLED, Relation
 from remapkit.authoring.verify_relation import Verifier
 from remapkit.diagnostics.wording import join_words
+from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import StateDictSpec
 
 MOST_PARTS = 4096
 """The most parts of one target: more runs of rows are an order that nobody could write down."""
+MOST_ALIKE = 64
+"""The most tensors with the same elements of which each is compared with a target."""
 ROWS_PER_STEP = 1 << 18
 """The rows of a view that are looked up in one step."""
 
@@ -189,18 +192,19 @@ class _Search:
         relation = build_cut(sources, [*equal, *selections], self._a.header())
         if relation is not None and one.fqn in self.tied:
             relation = replace(relation, by=relation.by or TIED)
-        if relation is not None and (self._accept(relation) or self._is_blocked(relation)):
+        if relation is not None and (self._accept(relation) or self._record_blocked(relation)):
             return
         if len(selections) == 1:
-            self.reasons.update({} if relation is not None else {selections[0].target.fqn: UNNAMED})
+            if relation is None:
+                self.reasons[selections[0].target.fqn] = UNNAMED
             return
-        true = [each for each in selections if self._has_relation(sources, each)]
+        true = [each for each in selections if self._try_alone(sources, each)]
         relation = build_copies(sources, [*equal, *true], self._a.header()) if true else None
         if relation is not None:
             self._accept(relation)
 
-    def _has_relation(self, sources: Mapping[str, Prints], selection: Selection) -> bool:
-        """Return whether a target alone has a true relation; the reason is kept if it has none."""
+    def _try_alone(self, sources: Mapping[str, Prints], selection: Selection) -> bool:
+        """Return whether a target alone has a true relation, and record the reason if it has none."""
         relation = build_cut(sources, [selection], self._a.header())
         reason = UNNAMED if relation is None else SPENT if not self._spend() else ""
         if relation is not None and not reason and relation.by == UNSETTLED:
@@ -221,7 +225,7 @@ class _Search:
             self.reasons[target.fqn] = SPENT
             return None
         index = self._index[target.spec.dtype]
-        whole = index.find_total(target)
+        whole = self._compare_rows(target, index.find_total(target))
         if len(whole) > 1 and not {one.fqn for one in whole} <= set(self.tied.get(whole[0].fqn, ())):
             self.undetermined[target.fqn] = self._name_twins(whole)
             return None
@@ -243,6 +247,16 @@ class _Search:
             elif dims and index.has_rows(target, dims):
                 self.reasons[target.fqn] = AMBIGUOUS
         return None
+
+    def _compare_rows(self, target: Prints, whole: Sequence[Prints]) -> Sequence[Prints]:
+        """Return those of some tensors with the elements of another of which an operation may make it; else all.
+
+        Of few bits an element, many tensors have the same elements, in other rows and columns.
+        """
+        is_short = DTYPE_BITS[target.spec.dtype] <= 8 and 1 < len(whole) <= MOST_ALIKE
+        if not is_short or not self._spend(len(whole)):
+            return whole
+        return [one for one in whole if describe_whole(one, target) is not None] or whole
 
     def _follow_rows(
         self, target: Prints, dims: Dims, segments: Sequence[Segment] | None
@@ -289,7 +303,7 @@ class _Search:
     def _accept(self, relation: Relation) -> bool:
         """Run a relation, and keep it if it gives B's bytes; each set of keys is run once."""
         names = (relation.sources, relation.targets)
-        if any(fqn in self._reached for fqn in relation.targets) or self._is_blocked(relation):
+        if any(fqn in self._reached for fqn in relation.targets) or self._record_blocked(relation):
             return False
         if relation.by == UNSETTLED:
             self.undetermined.update(dict.fromkeys(relation.targets, UNSETTLED))
@@ -306,8 +320,8 @@ class _Search:
         self._used.update(dict.fromkeys(relation.sources, relation.targets[0]))
         return True
 
-    def _is_blocked(self, relation: Relation) -> bool:
-        """Return whether a source becomes something else already; then that is the reason.
+    def _record_blocked(self, relation: Relation) -> bool:
+        """Return whether a source becomes something else already, and record that as the reason.
 
         A pair is certain, and so are copies: a relation that reads their key must make their targets too.
         """

@@ -17,6 +17,7 @@ from remapkit.authoring.find_siblings import propose_siblings
 from remapkit.authoring.pair_by_value import PairableTensors, Pairing, pair_by_value
 from remapkit.authoring.relation import SIMPLEST, OpText, Relation
 from remapkit.authoring.settle_operations import settle_operations
+from remapkit.authoring.settle_symmetric import find_symmetric, turn_symmetric
 from remapkit.authoring.verify_relation import Verifier, has_equal_bytes
 from remapkit.compute.cast import cast_elements
 from remapkit.files.source_file import split_evenly
@@ -69,6 +70,8 @@ class Operations:
 
     relations: tuple[Relation, ...]
     reasons: Mapping[str, str]
+    symmetric: frozenset[str] = frozenset()
+    """The paired keys that an operation leaves as they are."""
 
     @property
     def rounded(self) -> Mapping[str, str]:
@@ -100,10 +103,12 @@ def find_operations(a: PairableTensors, b: PairableTensors, pairing: Pairing) ->
     open_b = [fqn for fqn in pairing.only_b if fqn not in reached]
     relations += settle_operations(relations, StateDictSpec(left, name=a.header().name), set(open_b), verifier)
     # The simplest of several orders counts for less than what other keys say.
-    relations = _add_free(relations, [relation for relation in found.relations if relation.by == SIMPLEST])
+    simplest = [relation for relation in found.relations if relation.by == SIMPLEST]
+    relations = _add_free([*relations, *turn_symmetric(relations, simplest, pairing, verifier)], simplest)
     reached = {fqn for relation in relations for fqn in relation.targets}
     reasons = {**found.open_b, **{fqn: f"undetermined: {reason}" for fqn, reason in found.undetermined.items()}}
-    return Operations(tuple(relations), {fqn: reason for fqn, reason in reasons.items() if fqn not in reached})
+    left_open = {fqn: reason for fqn, reason in reasons.items() if fqn not in reached}
+    return Operations(tuple(relations), left_open, find_symmetric(pairing, verifier))
 
 
 def _add_free(relations: Sequence[Relation], others: Sequence[Relation]) -> list[Relation]:

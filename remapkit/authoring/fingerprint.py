@@ -32,6 +32,8 @@ BLOCK = 1 << 16
 """Elements that are hashed at once."""
 LARGEST_VIEW = 1 << 16
 """A view of several dimensions that has more numbers must be much smaller than its tensor."""
+MOST_STACKED = 1 << 12
+"""The most tensors that are stacked twice in one: experts of layers."""
 LONGEST_ROW = 1 << 22
 """The most numbers of a view of one dimension."""
 WINDOW = 8
@@ -185,7 +187,10 @@ def _sum_base(bases: Mapping[Dims, Array], dims: Dims) -> Array:
 
 
 def _choose_views(shape: Dims) -> list[Dims]:
-    """Choose the views: the total, each dimension, and where they are small those of two or of all but the first."""
+    """Choose the views: the total, each dimension, and where they are small those of two or of all but the first.
+
+    Of four dimensions and more, those of the first two are of tensors that were stacked twice.
+    """
     dims = list_long_dims(shape)
     chosen: list[Dims] = [(), *((dim,) for dim in dims if shape[dim] <= LONGEST_ROW)]
     several = list(combinations(dims, 2)) if len(dims) == 3 else [dims[1:]] if len(dims) > 3 else []
@@ -193,6 +198,8 @@ def _choose_views(shape: Dims) -> list[Dims]:
     for some in several:
         if int(np.prod([shape[dim] for dim in some], dtype=np.int64)) <= max(LARGEST_VIEW, numel // 32):
             chosen.append(some)
+    if len(dims) > 3 and shape[dims[0]] * shape[dims[1]] <= MOST_STACKED:
+        chosen.append(dims[:2])
     return chosen
 
 

@@ -334,13 +334,13 @@ def _explain_group(group: Sequence[str], split: SplitKeys) -> tuple[SegmentItem,
     captures of the first, each once and as it is.
     """
     first = split[group[0]]
-    if any(
-        len(split[fqn].source) != len(first.source) or len(split[fqn].rest) != len(first.rest) for fqn in group[1:]
-    ):
+    try:
+        columns = list(zip(*(split[fqn].source for fqn in group), strict=True))
+        wanted = list(zip(*(split[fqn].rest for fqn in group), strict=True))
+    except ValueError:  # names of several lengths
         return None
-    columns = list(zip(*(split[fqn].source for fqn in group), strict=True))
-    wanted = list(zip(*(split[fqn].rest for fqn in group), strict=True))
-    varying = [place for place, words in enumerate(columns) if len(set(words)) > 1]
+    words = {place: words for place, column in enumerate(columns) if len(words := set(column)) > 1}
+    varying = {place: all(map(is_canonical_integer, words[place])) for place in words}
     items: list[SegmentItem] = []
     sections = list_sections(first.rest)
     patterns = _count_patterns(first)
@@ -357,8 +357,12 @@ def _count_patterns(folded: Folded) -> int:
     return int(folded.form[1]) - 1
 
 
+Varying = Mapping[int, bool]
+"""The segments in which keys differ, and whether each of their words there is an index."""
+
+
 def _explain_name(
-    wanted: Sequence[Sequence[str]], columns: Sequence[Segments], varying: Sequence[int], *, is_pattern: bool
+    wanted: Sequence[Segments], columns: Sequence[Segments], varying: Varying, *, is_pattern: bool
 ) -> list[SegmentItem] | None:
     items: list[SegmentItem] = []
     used: set[int] = set()
@@ -381,23 +385,23 @@ def _list_places(item: SegmentItem) -> tuple[int, ...]:
 
 
 def _explain_segment(
-    wanted: Sequence[str], columns: Sequence[Sequence[str]], varying: Sequence[int], used: set[int]
+    wanted: Segments, columns: Sequence[Segments], varying: Varying, used: set[int]
 ) -> SegmentItem | None:
-    if len(set(wanted)) == 1:
+    words = set(wanted)
+    if len(words) == 1:
         return Fixed(wanted[0])
     # The likeliest source is a segment that no other target segment uses yet; of several, the leftmost.
     for place in sorted(varying, key=lambda place: (place in used, place)):
-        if tuple(columns[place]) == tuple(wanted):
+        if columns[place] == wanted:
             # Of several segments a capture can only read what a table lists.
             is_several = any("." in word for word in wanted)
             return LookedUp(place, tuple({word: word for word in wanted}.items())) if is_several else Copied(place)
-    if all(map(is_canonical_integer, wanted)):
-        computed = _find_arithmetic([int(word) for word in wanted], columns, varying)
+    indices = [place for place, is_index in varying.items() if is_index]
+    if indices and all(map(is_canonical_integer, words)):
+        computed = _find_arithmetic([int(word) for word in wanted], columns, indices)
         if computed is not None:
             return computed
-    for place in sorted(
-        varying, key=lambda place: (all(map(is_canonical_integer, columns[place])), place in used, place)
-    ):
+    for place in sorted(varying, key=lambda place: (varying[place], place in used, place)):
         entries: dict[str, str] = {}
         if all(entries.setdefault(word, found) == found for word, found in zip(columns[place], wanted, strict=True)):
             return LookedUp(place, tuple(entries.items()))

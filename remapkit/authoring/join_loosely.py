@@ -52,19 +52,29 @@ class Span:
     end: int
 
 
+@dataclass(slots=True)
+class Budget:
+    """The steps that are left, keys read and pairs looked at; below 0 no further groups are joined."""
+
+    left: int
+
+
 Spans = dict[tuple[object, object, Span], bool]
 
 
 def join_loosely(
-    groups: Sequence[list[str]], split: MutableMapping[str, Folded], explainer: Explainer[Item]
+    groups: Sequence[list[str]],
+    split: MutableMapping[str, Folded],
+    explainer: Explainer[Item],
+    budget: Budget | None = None,
 ) -> tuple[list[list[str]], list[bool]]:
     """Return fewer groups, and which of them were joined here; `split` is changed for keys whose words are.
 
     Two groups are joined if their words differ in one place, or in one and the last, of whose combinations at least
     half occur, and if one rule maps them all and is lighter; those that save most come first. It ends: each round but
-    the last leaves fewer groups. Cost: no more than `PASSES` passes over the keys.
+    the last leaves fewer groups. Cost: by default no more than `PASSES` passes over the keys.
     """
-    left = PASSES * sum(map(len, groups)) + 100_000
+    budget = budget or Budget(PASSES * sum(map(len, groups)) + 100_000)
     # A joined group gets a new number, so that no pair is tried twice.
     joined = dict(enumerate(groups))
     masked = {fqn: _mask_numbers(folded.source) for fqn, folded in split.items()}
@@ -75,20 +85,20 @@ def join_loosely(
         best: tuple[int, Words] = (0, {})
         chosen = (-1, -1)
         neighbours = _list_neighbours(spans)
-        left -= len(neighbours) + len(joined)
+        budget.left -= len(neighbours) + len(joined)
         for one, other, span in neighbours:
             if (one, other, span) not in tried:
-                if left < 0:
+                if budget.left < 0:
                     break
                 sample = [fqn for number in (one, other) for fqn in joined[number][:SAMPLE]]
-                left -= len(sample)
+                budget.left -= len(sample)
                 cuts = _find_cuts(sample, span, split, explainer)
                 if not cuts:
                     tried[one, other, span] = 0, {}
                     continue
-                left -= (3 + len(cuts)) * (len(joined[one]) + len(joined[other]))
+                budget.left -= (3 + len(cuts)) * (len(joined[one]) + len(joined[other]))
                 found = _try_pair((joined[one], joined[other]), span, cuts, split, explainer)
-                left -= len(families)
+                budget.left -= len(families)
                 takes_more = found[0] and _takes_others(families, masked, found[1])
                 tried[one, other, span] = (0, {}) if takes_more else found
             if tried[one, other, span][0] > best[0]:
@@ -101,6 +111,8 @@ def join_loosely(
         spans[number] = _list_spans(joined[number], split)
         for part in chosen:
             del joined[part], spans[part]
+        if budget.left < 0:  # each further round would look at all pairs again
+            break
     return list(joined.values()), [number >= len(groups) for number in joined]
 
 

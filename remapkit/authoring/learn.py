@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from remapkit.authoring.count_layers import count_layers
@@ -24,6 +25,7 @@ from remapkit.authoring.pair_by_value import Pairing
 from remapkit.authoring.relation import Relation
 from remapkit.authoring.require_depths import find_depths, write_requirements
 from remapkit.authoring.settle import Alike, By, Settled, settle_keys
+from remapkit.authoring.settle_symmetric import settle_renames
 from remapkit.authoring.spell_parts import is_countable, spell_parts
 from remapkit.authoring.write_rules import check_name_and_source, write_head
 from remapkit.diagnostics.diagnostic import Diagnostic
@@ -86,7 +88,10 @@ def learn(
     check_name_and_source(name, source)
     # The language cannot express the empty key, and checkpoints may not contain names with control characters.
     pairs = {fqn: other for fqn, other in pairing.pairs.items() if fqn and other and not find_name_problem(other)}
-    copies = [Relation((fqn,), others, cut="copy") for fqn, others in pairing.copies.items()]
+    copies = [
+        Relation((fqn,), others, cut="copy", by=By.SIMPLEST.value if fqn in pairing.symmetric else "")
+        for fqn, others in pairing.copies.items()
+    ]
     relations = _select_relations([*relations, *copies])
     fitting = _Fitting(name, source, target, source_ref, target_ref, replay)
     taken = {fqn for relation in relations for fqn in relation.sources}
@@ -136,8 +141,9 @@ def _settle_pairs(
         for fqn, is_equal in pairing.given.items()
         if fqn in pairs
     }
+    settled = settle_renames(pairs, pairing) | settled
     while alike:
-        rules = compile_rules(read_text(fitting.fit_by_replay(pairs, alike).text, fitting.name)) if pairs else None
+        rules = _compile_text(fitting.fit_by_replay(pairs, alike).text, fitting.name) if pairs else None
         found = settle_keys(rules, pairs, alike, pairing)
         if not found:
             break
@@ -274,7 +280,7 @@ class _Fitting:
         taken = re.findall(r"\w+", draft.text)
         lines, params = write_requirements(depths, taken)
         protected = write_draft(parts, [*self.write_head_lines(parts), *lines], notes, params)
-        rules = compile_rules(read_text(protected.text, self.name))
+        rules = _compile_text(protected.text, self.name)
         unmet = [*find_unmet_requirements(rules, self.source), *_find_problems(rules, self.source, self.target)[0]]
         assert not unmet, unmet
         return protected
@@ -285,9 +291,8 @@ class _Fitting:
         """Write rules, find the wrong ones, narrow these, until none is wrong.
 
         It ends, since every step narrows: any index, these indices, fewer keys, one literal key, no index counted,
-        nothing. That could
-        take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A round costs a pass over
-        the source and, with `proves`, one proof.
+        nothing. That could take a round per key, so after `MAX_ROUNDS` wrong rules become single keys at once. A
+        round costs a pass over the source and, with `proves`, one proof.
         """
         written = [each if is_countable(each) else self.spell_parts(each) for each in wanted]
         parts = [DraftRule(example) for example in generalize(written, loosely=proves)]
@@ -349,7 +354,7 @@ class _Fitting:
     ) -> tuple[set[int], Sequence[Diagnostic]]:
         """Return the numbers of the wrong draft rules, and their problems."""
         try:
-            rules = compile_rules(read_text(draft.text, self.name))
+            rules = _compile_text(draft.text, self.name)
         except InvalidRules as error:
             return _find_owners(draft, error.diagnostics), error.diagnostics
         written = [relation for part in parts for relation in part.example.relations]
@@ -391,6 +396,12 @@ class _Fitting:
         if wrong or self.replay is None:
             return wrong
         return {draft.ids[move.rule.id] for move in moves if not self.replay(move)}
+
+
+@lru_cache(maxsize=8)
+def _compile_text(text: str, name: str) -> CompiledRules:
+    """Compile a draft. A third of the drafts are one of the last few again: those that fit begin the next round."""
+    return compile_rules(read_text(text, name))
 
 
 def _list_renames(pairs: Mapping[str, str]) -> list[Relation]:

@@ -51,7 +51,8 @@ def write_leftovers(source: StateDictSpec, target: StateDictSpec, learned: Learn
         fqns = [fqn for fqn, settled in learned.settled.items() if settled.by is by]
         if fqns:
             yield ""
-            yield f"# Values alone do not pair these (constants, bytes of several keys). Paired because {by.value}:"
+            kinds = "symmetric values" if by is By.SIMPLEST else "constants, bytes of several keys"
+            yield f"# Values alone do not decide these ({kinds}). Paired because {by.value}:"
             yield from _write_families(source, fqns)
     reasons = dict.fromkeys(each.by for each in learned.relations if each.by)
     for reason in reasons:

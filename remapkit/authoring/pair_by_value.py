@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
+from remapkit.authoring.find_symmetric import Lines
+from remapkit.authoring.relation import OpText
 from remapkit.files.source_file import split_evenly
 from remapkit.tensors.dtypes import DTYPE_BITS
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -44,6 +46,13 @@ class Pairing:
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     given: Mapping[str, bool] = field(default_factory=dict)
     """The sources of `pairs` that are there because the caller says so, and whether both have the same bytes."""
+    images: Mapping[str, tuple[Ops, ...]] = field(default_factory=dict)
+    """Keys of A with the operations that may leave them as they are: along their first elements, these do."""
+    symmetric: frozenset[str] = frozenset()
+    """Keys of A that an operation leaves as they are: their bytes do not show whether B has it."""
+
+
+Ops = tuple[OpText, ...]
 
 
 class PairableTensors(Protocol):
@@ -64,7 +73,8 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
     Two keys are paired if no other key on either side has the same bytes, and these are not a constant. Bytes are
     compared by a digest of 160 bits. Raises `UnreadableCheckpoint` if data is missing (a manifest has none).
     """
-    in_a, in_b = _group_by_content(a), _group_by_content(b)
+    images: dict[str, tuple[Ops, ...]] = {}
+    in_a, in_b = _group_by_content(a, images), _group_by_content(b)
     recorded_a, recorded_b = _add_recorded(in_a, in_b, a.header(), b.header())
     pairs: dict[str, str] = {}
     alike: dict[str, tuple[str, ...]] = {}
@@ -90,6 +100,7 @@ def pair_by_value(a: PairableTensors, b: PairableTensors) -> Pairing:
         frozenset(fqn for content, fqns in in_a.items() if content.is_number for fqn in fqns if fqn in alike),
         matrices=frozenset(fqn for fqn in alike if fqn in a.header() and len(a.header()[fqn].shape) > 1),
         copies={fqn: copies[fqn] for fqn in (*a.header(), *recorded_a) if fqn in copies},
+        images={fqn: some for fqn, some in images.items() if fqn in pairs or fqn in copies},
     )
 
 
@@ -163,19 +174,28 @@ def _add_recorded(
     return tuple(added[0]), tuple(added[1])
 
 
-def _group_by_content(values: PairableTensors) -> Mapping[_Content, list[str]]:
+def _group_by_content(
+    values: PairableTensors, images: dict[str, tuple[Ops, ...]] | None = None
+) -> Mapping[_Content, list[str]]:
+    """Return the keys by what they hold; `images` takes the operations that may leave them as they are."""
     found: defaultdict[_Content, list[str]] = defaultdict(list)
     for fqn, spec in values.header().items():
-        found[_digest_tensor(values, fqn, spec)].append(fqn)
+        lines = None if images is None else Lines(spec)
+        content = _digest_tensor(values, fqn, spec, lines)
+        found[content].append(fqn)
+        if images is not None and lines is not None and not content.is_constant:
+            images |= {fqn: some} if (some := tuple(lines.list_images())) else {}
     return found
 
 
-def _digest_tensor(values: PairableTensors, fqn: str, spec: TensorSpec) -> _Content:
-    """Compute the digest of a tensor's bytes, and whether they only repeat its first element."""
+def _digest_tensor(values: PairableTensors, fqn: str, spec: TensorSpec, lines: Lines | None) -> _Content:
+    """Compute the digest of a tensor's bytes, and whether they only repeat its first element; `lines` takes them."""
     width = math.lcm(DTYPE_BITS[spec.dtype], 8) // 8
     digest, first, is_constant = hashlib.blake2b(digest_size=20), b"", True
     for piece in split_evenly(values.chunks(fqn), width * (_PIECE // width)):
         digest.update(piece)
+        if lines is not None:
+            lines.add_piece(piece)
         first = first or bytes(piece[:width])
         # The second element decides for most tensors; only for the others the whole piece is compared.
         is_constant = is_constant and piece[width : 2 * width] in (first, b"")

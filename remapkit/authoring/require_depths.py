@@ -1,7 +1,8 @@
 """What a learned file requires, because its rules follow from the numbers of layers that A has.
 
 Indices that end before the last layer, tables of indices, and arithmetic such as `3-i` or `i//4` are shown by one
-depth only. For a checkpoint with another, they would make other tensors without an error. So the file counts.
+depth only. For a checkpoint with another, they would make other tensors without an error. So the file counts. So it
+does where too few layers were seen: `h.0 -> g.0.0` and `h.1 -> g.1.0` may be `g.{i}.0` or `g.{i%2}.{i//2}`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from remapkit.authoring.derive import DraftRule, How
-from remapkit.authoring.generalize import ComputedSegment, LookedUp
-from remapkit.authoring.split_keys import COUNTED, GLUE, MARK, Segments, split_key
+from remapkit.authoring.derive import DraftRule, How, count_targets
+from remapkit.authoring.find_arithmetic import ENOUGH
+from remapkit.authoring.generalize import ComputedSegment, Copied, Fixed, LookedUp, SegmentItem, get_word
+from remapkit.authoring.split_keys import COUNTED, GLUE, MARK, Segments, list_sections, split_key
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.names import choose_name
 from remapkit.rulefile.yaml.emit import emit_flow
@@ -58,14 +60,21 @@ def find_depths(parts: Sequence[DraftRule], fqns: Iterable[str]) -> list[Depth]:
     A without their last index, for each number of words that are cut off.
     """
     wanted: dict[tuple[str, Segments, str, bool], bool] = {}
-    changing = _find_changing(parts)
+    few: set[tuple[str, Segments, str, bool]] = set()
+    changing, unclear = _find_changing(parts), _find_unclear(parts)
     for number, part in enumerate(parts):
         for place in _list_places(part):
             depends = _depends_on_depth(part, place)
             if depends or (number, place) in changing:
                 wanted |= {prefix: depends or wanted.get(prefix, False) for prefix in _list_prefixes(part, place)}
-    depths = {key: _make_depth(key, sorted(numbers)) for key, numbers in _find_numbers(wanted, fqns).items()}
-    return [depth for key, depth in depths.items() if wanted[key] or depth.is_whole]
+            elif (number, place) in unclear:
+                few.update(_list_prefixes(part, place))
+    depths = {key: _make_depth(key, sorted(numbers)) for key, numbers in _find_numbers([*wanted, *few], fqns).items()}
+    return [
+        depth
+        for key, depth in depths.items()
+        if (wanted[key] or depth.is_whole if key in wanted else len(depth.numbers) < ENOUGH)
+    ]
 
 
 def _list_places(part: DraftRule) -> list[int]:
@@ -125,6 +134,63 @@ def _find_changing(parts: Sequence[DraftRule]) -> set[tuple[int, int]]:
 def _is_before_counted(part: DraftRule, place: int, others: Sequence[DraftRule]) -> bool:
     last = max((int(other.example.words[place][-1]) for other in others if place in other.counts), default=-1)
     return int(part.example.words[place][0]) < last
+
+
+def _find_unclear(parts: Sequence[DraftRule]) -> set[tuple[int, int]]:
+    """Return the indices that a name has beside a number of its own, where nothing shows that these are two things.
+
+    `g.{i}.0` may be `g.{i%2}.{i//2}`, unless another key goes to `g.{i}` without one: that is the layer then.
+    """
+    found: defaultdict[tuple[object, ...], list[tuple[int, int, bool]]] = defaultdict(list)
+    for number, part in enumerate(parts):
+        words = part.example.words
+        items = part.example.items
+        sections = [items[start:end] for start, end in list_sections([get_word(item) for item in items])]
+        own = [column[0] for column in words if len(column) == 1 and is_canonical_integer(column[0])]
+        for section in sections[-count_targets(part.example.relations[0], len(sections)) :]:
+            for spelled in _spell_tables(section, words):
+                for at, item in enumerate(spelled):
+                    for place in _list_places(part):
+                        if len(words[place]) > 1 and _is_shift(item, place):
+                            before = [_mask(column) for column in words[:place]]
+                            found[*before, place, *spelled[:at]].append((number, place, _has_number(spelled, own)))
+    return {
+        (number, place)
+        for members in found.values()
+        if all(has_number for _, _, has_number in members)
+        for number, place, _ in members
+    }
+
+
+def _is_shift(item: SegmentItem, place: int) -> bool:
+    return item == Copied(place) or (isinstance(item, ComputedSegment) and item.places == (place,))
+
+
+def _spell_tables(section: Sequence[SegmentItem], words: Sequence[Segments]) -> Iterator[list[SegmentItem]]:
+    """Yield a target for each choice of the words that tables read, with what these say."""
+    places = list(dict.fromkeys(item.place for item in section if isinstance(item, LookedUp)))
+    for chosen in itertools.product(*(words[place] for place in places)):
+        word_at = dict(zip(places, chosen, strict=True))
+        yield [
+            each
+            for item in section
+            for each in (
+                map(Fixed, dict(item.entries)[word_at[item.place]].split("."))
+                if isinstance(item, LookedUp)
+                else (item,)
+            )
+        ]
+
+
+def _has_number(section: Sequence[SegmentItem], own: Sequence[str]) -> bool:
+    """Return whether a target has a number that is none of the source's `own`."""
+    left = list(own)
+    for item in section:
+        if isinstance(item, Fixed) and is_canonical_integer(item.word):
+            if item.word not in left:
+                return True
+            left.remove(item.word)
+    return False
 
 
 def _mask(column: Segments) -> object:
@@ -195,8 +261,8 @@ def _make_depth(key: tuple[str, Segments, str, bool], numbers: Sequence[int]) ->
 def write_requirements(depths: Sequence[Depth], taken: Iterable[str]) -> tuple[list[str], dict[str, object]]:
     """Return the lines of `require`, and the counted params for depths of which A has not every index."""
     lines = [
-        "# A has these numbers of layers, and the rules follow from them (bounds, tables, arithmetic). What they do",
-        "# for others would be a guess, so others are refused. Review the rules before you take out a line.",
+        "# A has these numbers of layers, and the rules follow from them (bounds, tables, arithmetic, few layers).",
+        "# What they do for others would be a guess, so others are refused. Review the rules before you drop a line.",
         "require:",
     ]
     names = set(taken)

@@ -26,6 +26,7 @@ class By(enum.Enum):
     GIVEN = "the given pairs say so"
     GIVEN_ONLY = "the given pairs say so, although their values differ"
     NUMBER = "both sides hold the same single number, and no other key does"
+    SIMPLEST = "an operation leaves them as they are, and renaming is simpler"
 
 
 @dataclass(frozen=True, slots=True)

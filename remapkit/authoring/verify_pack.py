@@ -19,13 +19,16 @@ def find_wrong_targets(text: str, a: Reader, b: PairableTensors, claimed: Collec
 
     Keys that no rule takes are dropped, as the user drops them once they are reviewed: they stay in the header,
     because `require:` counts what a checkpoint has. Also yielded are targets that the rules make without claiming
-    it, or claim and do not make. Each target is computed once, in bounded memory.
+    it, or claim and do not make. Each target is yielded once, and computed at most once, in bounded memory.
     """
     rules = compile_rules(replace(read_text(text), unmatched="drop"))
     plan, wanted = make_plan(rules, a.header()), b.header()
     made = {move.target for move in plan.moves} if not plan.problems else set()
-    yield from (fqn for fqn in wanted if (fqn in made) != (fqn in claimed))
+    misclaimed = dict.fromkeys(fqn for fqn in wanted if (fqn in made) != (fqn in claimed))
+    yield from misclaimed
     for move in plan.moves if not plan.problems else ():
+        if move.target in misclaimed:
+            continue
         there = wanted.get(move.target) == move.spec
         if not there or not has_equal_bytes(read_target_chunks(move, a), b.chunks(move.target)):
             yield move.target

@@ -13,7 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from remapkit.cli.parser import EXIT_UNABLE, Parser, find_format, make_parser
+from remapkit.cli.command_parser import EXIT_UNABLE, Parser, find_format
+from remapkit.cli.parser import make_parser
 
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130

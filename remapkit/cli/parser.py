@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Sequence
-from typing import NoReturn
 
+from remapkit.cli.command_parser import CommandParser, Parser
 from remapkit.cli.store_once import StoreOnce
 
-EXIT_UNABLE = 2
 _RULES = "a rule file, or the name of an installed pack"
 _MODEL = "plugin.module:Class (wan.vae:WanVAE) or py:package.module:Class; importing a model runs its code"
 _CKPT = "a checkpoint: .pth, .safetensors, an index.json of shards, or a folder that holds one"
 _SOURCE = f"{_CKPT}; several are joined; PREFIX=FILE puts PREFIX before its keys ('tp{{t}}.=consolidated.{{t}}.pth')"
-
-
-class Parser(argparse.ArgumentParser):
-    """Escapes terminal control characters in messages about wrong arguments, and prints them in the wanted format."""
-
-    format: str | None = None
-
-    def error(self, message: str) -> NoReturn:
-        from remapkit.diagnostics.wording import escape_line
-
-        lines = list(map(escape_line, message.split("\n")))
-        if self.format is not None:
-            from remapkit.cli.render import show_error
-            from remapkit.diagnostics.diagnostic import Diagnostic
-
-            help = (f"see `{self.prog} --help`",)
-            show_error((Diagnostic("RK609", " ".join(lines), help=help),), self.format, EXIT_UNABLE)
-            self.exit(EXIT_UNABLE)
-        super().error("\n".join(lines))
-
-
-def find_format(arguments: Sequence[str]) -> str | None:
-    """Return the format that programs read, if the arguments name one; they may be wrong otherwise."""
-    written = [each.removeprefix("--format=") for each in arguments if each.startswith("--format=")]
-    written += [after for each, after in itertools.pairwise(arguments) if each == "--format"]
-    return next((each for each in written if each in ("json", "github")), None)
 
 
 class _VersionAction(argparse.Action):
@@ -60,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
         "130 interrupted",
     )
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=CommandParser)
     _add_apply(commands)
     _add_convert(commands)
     _add_check(commands)

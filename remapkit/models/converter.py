@@ -32,6 +32,7 @@ _STATE_NAMES = ("checkpoint", "state_dict", "sd", "ckpt", "weights", "tensors", 
 _FIRST_ONLY = "_checkpoint_conversion_mapping"
 """Tables of this name, of classes of transformers, are applied up to the first expression that is found in a key."""
 _MAPPER_PARTS = ("orig_to_new_regex", "orig_to_new_substr", "orig_to_new_prefix", "orig_to_new_suffix")
+_STACKED = "orig_to_new_stacked"
 
 State = dict[str, Any]
 Rename = Callable[[str], str | None]
@@ -107,7 +108,9 @@ def _load_file(path: Path, reference: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # as in `python file.py`: it may import its neighbours, also when it runs
+        # As in `python file.py`, it may import its neighbours. The folder stays: it may do so only when it is called.
+        # It comes last: there, in contrast to `python file.py`, no neighbour hides a module of ours or of torch.
+        sys.path.append(folder)
     try:
         with isolate_guest():
             spec.loader.exec_module(module)
@@ -166,8 +169,14 @@ def _read_renames(reference: str, value: object, *, first_only: bool) -> Rename 
     if isinstance(value, Mapping) or (isinstance(value, list | tuple) and value):
         pairs = value.items() if isinstance(value, Mapping) else value
         return _make_substitutions(reference, pairs, first_only=first_only)
+    if callable(getattr(value, "apply", None)):
+        return None
+    if getattr(value, _STACKED, None):
+        title = f"{reference} has {_STACKED}: how its shards are joined is known to the model's loader only"
+        help = ("name a function from state dict to state dict that joins them, or a mapper with `apply`",)
+        raise UsageError(Diagnostic("RK668", title, help=help))
     if any(isinstance(getattr(value, part, None), Mapping) for part in _MAPPER_PARTS):
-        return None if callable(getattr(value, "apply", None)) else lambda key: _map_name(value, key)
+        return lambda key: _map_name(value, key)
     return None
 
 

@@ -93,8 +93,11 @@ def read_range(text: Text, start: int, end: int, params: KeyParams = NO_PARAMS) 
     )
     shown = f" ({first}..{last})" if has_params else ""
     if first > last + has_params:
-        help = "correct the bounds, or the params" if has_params else f"write {high}..{low}"
-        raise _refuse(text, start, end, f"the range {written}{shown} is empty", help)
+        title = f"the range {written}{shown} is empty"
+        if not has_params:
+            raise _refuse(text, start, end, title, f"write {high}..{low}")
+        other = "for a checkpoint of this size, learn rules of its own: `remapkit learn A B`"
+        raise _refuse(text, start, end, title, "correct the bounds, or the params", other)
     if last - first >= MAX_WORDS:
         title = f"the range {written}{shown} has more than {MAX_WORDS} values"
         raise _refuse(text, start, end, title, "write :int for any canonical integer")
@@ -136,8 +139,8 @@ def _evaluate_bound(text: Text, start: int, end: int, params: KeyParams) -> int:
     return value
 
 
-def _refuse(text: Text, start: int, end: int, title: str, help: str) -> InvalidRules:
-    return InvalidRules(Diagnostic("RK135", title, (Label(text.at(start, end)),), (help,)))
+def _refuse(text: Text, start: int, end: int, title: str, *help: str) -> InvalidRules:
+    return InvalidRules(Diagnostic("RK135", title, (Label(text.at(start, end)),), help))
 
 
 @lru_cache(maxsize=64)

@@ -22,6 +22,7 @@ from remapkit.ops.join import Join, SplitPart, TakeIndex, infer_move
 from remapkit.patterns.pattern import Pattern
 from remapkit.plans.moves import Move, RuleRef
 from remapkit.rulefile.arithmetic import BadNumber, Expr, Name, NoValue
+from remapkit.rulefile.syntax import RuleFile
 from remapkit.rules.axes import describe_counts
 from remapkit.rules.model import CompiledRules, Match
 from remapkit.rules.pipeline import AddedTargets, Pipeline, Resolved
@@ -123,7 +124,7 @@ class SourceGroups:
         broken = [_is_broken(group, top) for group, top in zip(groups, tops, strict=True)]
         whole = [group for group, is_broken in zip(groups, broken, strict=True) if not is_broken]
         holes = [pair for pair, is_broken in zip(zip(groups, tops, strict=True), broken, strict=True) if is_broken]
-        recount = _advise_recount(pipeline, holes) if holes and not whole else []
+        recount = _advise_recount(pipeline, holes, self.rules.file) if holes and not whole else []
         gathered.problems += self._report_holes(pipeline, holes, recount)
         width = len(pipeline.order) if pipeline.family is None else math.prod(family)
         for group in whole:
@@ -270,8 +271,12 @@ def _split_groups(
         yield dict(zip(names, numbers, strict=True)), members
 
 
-def _advise_recount(pipeline: Pipeline, groups: Sequence[tuple[_Group, _Position]]) -> list[str]:
-    """Return the params with which all groups are whole: of another size, each is bound to another count."""
+def _advise_recount(pipeline: Pipeline, groups: Sequence[tuple[_Group, _Position]], file: RuleFile) -> list[str]:
+    """Return the params with which all groups are whole: of another size, each is bound to another count.
+
+    A smaller checkpoint lacks keys that the file declares. Its targets have other shapes than declared; those of a
+    larger one may, if the declared source shows that it is of another size.
+    """
     names = pipeline.folded
     axes = [axis for axis in (pipeline.stack, pipeline.family) if axis is not None]
     written = [arg for axis in axes for arg in axis.count or (None,) * len(axis.by)]
@@ -285,6 +290,11 @@ def _advise_recount(pipeline: Pipeline, groups: Sequence[tuple[_Group, _Position
         return []
     whole = join_words(f"{names[place]} goes from 0 to {found[place] - 1}" for place in changed)
     options = " ".join(f"--param {param}={found[place]}" for place, param in zip(changed, params, strict=True))
+    fewer = any(found[place] < tops[place] for place in changed)
+    if file.target is not None and (fewer or file.source_keys is None):
+        options += " --no-target"
+    if file.source_keys is not None and fewer:
+        options += " --partial"
     return [f"if {whole} in the whole checkpoint, pass {options}"]
 
 

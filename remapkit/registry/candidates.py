@@ -12,10 +12,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remapkit.registry.identify import MAX_KINDS, MAX_ROOTS
 from remapkit.registry.layouts import PackLayouts, list_layouts, list_pack_layouts
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.roots import list_roots
+
+MAX_NAMES = 200_000
+"""Checkpoints with more tensors are not identified."""
+MAX_KINDS = 5_000
+"""Nor are those whose names still differ in more ways when their numbers are left open."""
+MAX_ROOTS = 40
+"""The most roots, those with most keys first, under which a layout is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +114,8 @@ def fit_candidates(names: Sequence[str], candidates: Sequence[Candidate]) -> lis
     >>> [(fit.root, fit.lacking) for fit in fit_candidates(["net.h.0.w", "net.h.1.w", "step"], [layout])]
     [('net', 1)]
     """
-    kinds = Counter(map(mask_indices, names))
-    if len(kinds) > MAX_KINDS:
+    kinds = Counter(map(mask_indices, names)) if len(names) <= MAX_NAMES else Counter[str]()
+    if not 0 < len(kinds) <= MAX_KINDS:
         return []
     roots = ("", *(root.path for root in list_roots(names)[:MAX_ROOTS]))
     inside = {root: cut_root(kinds, root) for root in roots}

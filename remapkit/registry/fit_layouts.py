@@ -3,7 +3,7 @@
 Names with their numbers left open find the candidates; the manifests of each candidate, and the rules of the packs
 that read it, then decide. No list of tell-tale keys is involved. Whether a manifest is met exactly is a question for
 its digest, so that nothing is read for the answer; else at most `MAX_JUDGED` manifests are read, the nearest first,
-and rules are compiled at most `MAX_COMPILED` times.
+and rules are compiled only where the cache does not say which keys they take (`pack_rules.py`).
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from remapkit.companions.names import WEIGHT_LEAVES, find_scaled_weights
-from remapkit.registry.candidates import Candidate, Manifest, RootFit, fit_candidates, list_candidates
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.registry.candidates import MAX_NAMES, Candidate, Manifest, RootFit, fit_candidates, list_candidates
 from remapkit.registry.fit_adapters import AdapterFit, fit_adapter, is_adapter
-from remapkit.registry.identify import MAX_NAMES
-from remapkit.registry.layouts import PackLayouts, digest_tensors
+from remapkit.registry.layouts import digest_tensors
+from remapkit.registry.pack_rules import PackRules
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.relations import Contradiction, Relations
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 MAX_JUDGED = 8
 """The most manifests that are read for one root."""
-MAX_COMPILED = 12
-"""The most times that rules are compiled, to see whether they match numbers that no manifest has."""
 MAX_NEAR = 3
 """The most layouts that are named for a checkpoint that has none of them."""
 OF_INPUTS = re.compile(r"(?:^|\.)(?:input_scale|scale_input|scaled_fp8)$")
@@ -76,12 +75,16 @@ class LayoutFit:
 
 @dataclass(frozen=True, slots=True)
 class LayoutFits:
-    """What a header is: one layout, several under different roots, an adapter, or the nearest layouts."""
+    """What a header is: one layout, several under different roots, an adapter, or the nearest layouts.
+
+    `broken` are the packs that could not be asked because their rules cannot be compiled, with the reason.
+    """
 
     fits: tuple[LayoutFit, ...] = ()
     adapters: tuple[AdapterFit, ...] = ()
     near: tuple[LayoutFit, ...] = ()
     scaled: tuple[str, ...] = ()
+    broken: Mapping[str, Diagnostic] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -119,7 +122,8 @@ def fit_layouts(header: StateDictSpec, layout: str | None = None) -> LayoutFits:
                 fits += judge_root(here)
     near = {} if fits else {fit.candidate.layout: fit for fit in reversed(rough)}
     nearest = sorted(near.values(), key=lambda fit: fit.rank)[:MAX_NEAR]
-    return LayoutFits(tuple(fits), near=tuple(map(judge.measure, nearest)), scaled=tuple(judge.scaled))
+    measured = tuple(map(judge.measure, nearest))
+    return LayoutFits(tuple(fits), near=measured, scaled=tuple(judge.scaled), broken=judge.rules.broken)
 
 
 def _overlaps(one: str, other: str) -> bool:
@@ -159,7 +163,7 @@ class _Judge:
         self.tensors = {names.get(fqn, fqn): spec for fqn, spec in header.items() if fqn not in self.companions}
         self._size = len(header)
         self._read: dict[str, tuple[StateDictSpec, Relations] | None] = {}
-        self._compiled = 0
+        self.rules = PackRules()
 
     def find_exact(self, rough: Sequence[RootFit]) -> list[LayoutFit]:
         """Return the layouts that have exactly the names and shapes under a root, which all of `rough` are about."""
@@ -211,9 +215,9 @@ class _Judge:
             fit = self._make_fit(rough[number], *self._decide(rough[number], differs, inside))
             before = found.get(fit.layout)
             if fit.fits and (before is None or distance <= before[0]):
-                is_equal = self._has_equal(manifest, inside) or (
-                    before is not None and before[::2] == (distance, True)
-                )
+                # Of manifests that are as near, one whose equal dimensions are equal here is enough.
+                was_equal = before is not None and before[0] == distance and before[2]
+                is_equal = was_equal or self._has_equal(manifest, inside)
                 found[fit.layout] = distance, fit, is_equal
                 best = distance if best is None else min(best, distance)
         nearest = [(fit, is_equal) for distance, fit, is_equal in found.values() if distance == best]
@@ -307,19 +311,23 @@ class _Judge:
     def _find_unspoken(
         self, candidate: Candidate, fqns: Sequence[str], inside: Iterable[str]
     ) -> tuple[str, ...] | None:
-        """Return the keys that no pack that reads the layout matches, none if none reads it; None if undecided."""
-        left = tuple(fqns)
+        """Return the keys that no pack that reads the layout takes, none if none reads it; None if undecided.
+
+        A pack whose rules cannot be compiled says nothing; where no other reads the layout, nothing is decided.
+        """
+        if not candidate.readers:
+            return ()
+        left, asked = tuple(fqns), False
         for pack in candidate.readers:
             if not left:
                 break
-            if self._compiled == MAX_COMPILED:
+            taken = self.rules.select_taken(pack, left, inside)
+            if taken is not None:
+                asked = True
+                left = tuple(fqn for fqn in left if fqn not in taken)
+            elif pack.pack not in self.rules.broken:  # too many rules were compiled already
                 return None
-            self._compiled += 1
-            matched = _list_matched(pack, left, inside)
-            if matched is None:
-                return ()
-            left = tuple(fqn for fqn in left if fqn not in matched)
-        return left if candidate.readers else ()
+        return left if asked or not left else None
 
 
 def _name_weight(fqn: str, header: Mapping[str, TensorSpec]) -> str:
@@ -343,16 +351,3 @@ def _read_manifest(manifest: Manifest) -> StateDictSpec | None:
         return read_declared(manifest.path) if manifest.path is not None else None
     except RemapkitError:
         return None
-
-
-def _list_matched(pack: PackLayouts, fqns: Sequence[str], keys: Iterable[str]) -> set[str] | None:
-    """Return those of some keys that a pack's rules match; None if it takes any key, or cannot be compiled."""
-    from remapkit.diagnostics.errors import RemapkitError
-    from remapkit.registry.load import load_rules
-    from remapkit.rules.counted import count_params
-
-    try:
-        rules = count_params(load_rules(pack.path), keys)
-    except RemapkitError:
-        return None
-    return {fqn for fqn in fqns if rules.match(fqn)} if rules.unmatched == "error" else None

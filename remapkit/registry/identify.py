@@ -5,95 +5,37 @@ Only names are compared, with their numbers left open: a pack's manifest is of o
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import count_noun, join_words
-from remapkit.registry.layouts import Layout, list_layouts, list_pack_layouts
-from remapkit.tensors.families import mask_indices
-from remapkit.tensors.roots import list_roots
+from remapkit.registry.candidates import Candidate, RootFit, fit_candidates
+from remapkit.registry.layouts import Layout, Side, list_layouts, list_pack_layouts
 from remapkit.tensors.spec import StateDictSpec
-
-MAX_NAMES = 200_000
-"""Checkpoints with more tensors are not identified."""
-MAX_KINDS = 5_000
-"""Nor are those whose names still differ in more ways when their numbers are left open."""
-MAX_ROOTS = 40
-"""The most roots, those with most keys first, under which a layout is looked for."""
 
 HINTED = ("RK301", "RK368", "RK310", "RK311", "RK316", "RK370")
 """The problems that a checkpoint of another layout has."""
 
 
-@dataclass(frozen=True, slots=True)
-class PackFit:
-    """How the names under a root fit the declared source of a pack: `keys` in all, `foreign` of them not its own.
-
-    `known` counts the names of the pack, those that differ in numbers once, and `lacking` those of them that the
-    checkpoint does not have.
-    """
-
-    pack: str
-    root: str
-    keys: int
-    foreign: int
-    known: int
-    lacking: int
-
-    @property
-    def is_part(self) -> bool:
-        """Whether all names are the pack's, and at least half of the pack's names are there."""
-        return not self.foreign and 2 * self.lacking <= self.known
-
-
-def identify_layout(names: Iterable[str]) -> tuple[PackFit, ...]:
-    """Return the packs that know at least half of the names, under their best root: the best first.
+def identify_layout(names: Iterable[str]) -> tuple[RootFit, ...]:
+    """Return the packs whose source has at least half of the names, under their best root: the best first.
 
     The empty root wins where it fits as well; a pack that fits under several roots is named for each. Every root and
-    every pack is looked at once.
+    every pack is looked at once. A fit's `layout` is the name of its pack.
 
     >>> import remapkit
     >>> names = [f"{test.source.value}" for test in remapkit.load("wan22_pth").tests]
     >>> identify_layout(f"net.{name}" for name in names)[0].root
     'net'
     """
-    return _fit_packs(list(names), [(each.pack, each.source.kinds) for each in list_pack_layouts()])
+    return _fit_packs(list(names), [(each.pack, each.source) for each in list_pack_layouts()])
 
 
-def _fit_packs(names: Sequence[str], packs: Iterable[tuple[str, frozenset[str]]]) -> tuple[PackFit, ...]:
-    kinds = Counter(map(mask_indices, names)) if len(names) <= MAX_NAMES else Counter[str]()
-    if not 0 < len(kinds) <= MAX_KINDS:
-        return ()
-    roots = ("", *(root.path for root in list_roots(names)[:MAX_ROOTS]))
-    inside = {root: {kind: kinds[full] for full, kind in _list_kinds(kinds, root)} for root in roots}
-    found = []
-    for pack, known in packs:
-        if not known:
-            continue
-        fits = [_compare(pack, root, below, known) for root, below in inside.items()]
-        if len(parts := [fit for fit in fits if fit.is_part]) > 1:
-            found += parts
-            continue
-        best = min(fits, key=_rank)
-        if 2 * best.foreign <= best.keys and best.foreign < best.keys:
-            found.append(best)
-    return tuple(sorted(found, key=_rank))
-
-
-def _list_kinds(kinds: Iterable[str], root: str) -> Iterator[tuple[str, str]]:
-    prefix = f"{root}." if root else ""
-    return ((kind, kind[len(prefix) :]) for kind in kinds if kind.startswith(prefix))
-
-
-def _compare(pack: str, root: str, kinds: Mapping[str, int], known: frozenset[str]) -> PackFit:
-    foreign = sum(count for kind, count in kinds.items() if kind not in known)
-    return PackFit(pack, root, sum(kinds.values()), foreign, len(known), len(known.difference(kinds)))
-
-
-def _rank(fit: PackFit) -> tuple[object, ...]:
-    return fit.foreign + fit.lacking, fit.root.count(".") + bool(fit.root), fit.root, fit.pack
+def _fit_packs(names: Sequence[str], packs: Iterable[tuple[str, Side]]) -> tuple[RootFit, ...]:
+    candidates = [Candidate(pack, (pack,), side.kinds) for pack, side in packs if side.kinds]
+    # Where names lack a prefix there is no option that adds it.
+    return tuple(fit for fit in fit_candidates(names, candidates) if not fit.lost)
 
 
 def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
@@ -111,13 +53,15 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     prefixed = isinstance(names, StateDictSpec) and any(names.prefixes)
     every = identify_layout(keys)
     found = _find_parts(every)
-    if not found or but in [fit.pack for fit in found]:  # then another pack that reads the layout is no better
+    packs = [fit.candidate.layout for fit in found]
+    if not found or but in packs:  # then another pack that reads the layout is no better
         return None if found else _describe_written(keys, layouts, but, prefixed)
-    root, packs = found[0].root, [fit.pack for fit in found]
+    root = found[0].root
     if root and prefixed:
         return None  # a root is looked for in each file, before its keys get the prefix of a mount
     own = any(but in layout.written_by and set(packs) <= set(layout.read_by) for layout in layouts)
-    roots = dict.fromkeys(fit.root for fit in every if (fit.pack, fit.lacking) == (packs[0], found[0].lacking))
+    nearest = packs[0], found[0].lacking
+    roots = dict.fromkeys(fit.root for fit in every if (fit.candidate.layout, fit.lacking) == nearest)
     if root and len(roots) > 1:
         place = f"{_describe_place(found[0])} and {count_noun(len(roots) - 1, 'other root')}"
         options = join_words((f"--root {each}" for each in roots), 4, "or")
@@ -126,13 +70,13 @@ def describe_layouts(names: Iterable[str], but: str = "") -> str | None:
     return f"these keys are those of {_name_packs(packs, layouts)}{_describe_place(found[0])}{end}"
 
 
-def _describe_place(fit: PackFit) -> str:
+def _describe_place(fit: RootFit) -> str:
     verb = "is" if fit.lacking == 1 else "are"
     less = f", {count_noun(fit.lacking, 'name')} of which {verb} not there" if fit.lacking else ""
     return less + (f" under root {fit.root!r}" if fit.root else "")
 
 
-def _find_parts(fits: Sequence[PackFit]) -> list[PackFit]:
+def _find_parts(fits: Sequence[RootFit]) -> list[RootFit]:
     parts = [fit for fit in fits if fit.is_part]
     return [fit for fit in parts if (fit.root, fit.lacking) == (parts[0].root, parts[0].lacking)]
 
@@ -148,11 +92,11 @@ def _describe_written(keys: Sequence[str], layouts: Sequence[Layout], but: str, 
     """Return which layout keys have that packs only write, and what leads back; None if there is none."""
     unread = {pack for layout in layouts if not layout.read_by for pack in layout.written_by}
     found = _find_parts(
-        _fit_packs(keys, [(each.pack, each.target.kinds) for each in list_pack_layouts() if each.pack in unread])
+        _fit_packs(keys, [(each.pack, each.target) for each in list_pack_layouts() if each.pack in unread])
     )
     if not found or (found[0].root and prefixed):
         return None
-    packs = [fit.pack for fit in found]
+    packs = [fit.candidate.layout for fit in found]
     writers = [but] if but in packs else packs
     named = [layout.name for layout in layouts if not layout.read_by and set(writers) & set(layout.written_by)]
     what = f"these keys are those of layout{'s' if len(named) > 1 else ''} {join_words(named)}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from remapkit.diagnostics.version import VERSION
 
-CACHE = f"layouts-3-{VERSION}.json"
+CACHE = f"layouts-4-{VERSION}.json"
 """The file of the cache; another version of remapkit has another one."""
 SETTLED = 2_000_000_000
 """The nanoseconds for which a file must have been left alone: some filesystems count in steps of two seconds."""

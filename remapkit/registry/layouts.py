@@ -10,13 +10,22 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.registry.installed import PackFile, packs
-from remapkit.registry.layout_cache import is_current, make_entry, read_cache, stamp_file, write_cache
+from remapkit.registry.layout_cache import (
+    find_cache_folder,
+    is_current,
+    make_entry,
+    read_cache,
+    stamp_file,
+    write_cache,
+)
+from remapkit.registry.taken_keys import TakenKeys, find_taken
 from remapkit.tensors.families import mask_indices
 
 if TYPE_CHECKING:
@@ -41,12 +50,13 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class PackLayouts:
-    """A pack with the layouts that it reads and writes."""
+    """A pack, the layouts that it reads and writes, and the keys that it takes: None if its rules must be asked."""
 
     pack: str
     path: Path
     source: Side
     target: Side
+    taken: TakenKeys | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +174,10 @@ def _read_entry(pack: PackFile, entry: Any) -> PackLayouts | None:
             )
             for each in entry["sides"]
         )
+        taken = None if entry["taken"] is None else TakenKeys.read(entry["taken"])
     except (KeyError, TypeError, ValueError):
         return None
-    return PackLayouts(pack.name, pack.path, source, target)
+    return PackLayouts(pack.name, pack.path, source, target, taken)
 
 
 def _make_entry(pack: PackFile) -> dict[str, Any]:
@@ -180,10 +191,13 @@ def _make_entry(pack: PackFile) -> dict[str, Any]:
     )
 
     made, files, sides = time.time_ns(), {pack.path: stamp_file(pack.path)}, [Side(), Side()]
-    try:
-        file = examine(pack.path).file
-    except RemapkitError:
-        file = None
+    file, taken = None, None
+    with suppress(RemapkitError):
+        reading = examine(pack.path)
+        file = reading.file
+        # Only the cache is worth the time: without one, the rules that are asked are compiled then.
+        if file is not None and not reading.problems and find_cache_folder() is not None:
+            taken = find_taken(file)
     if file is not None:
         files |= {path: stamp_file(path) for path in _list_manifests(file)}
         for number, (names, read, find) in enumerate(
@@ -207,7 +221,7 @@ def _make_entry(pack: PackFile) -> dict[str, Any]:
         }
         for side in sides
     ]
-    return make_entry(made, files.values(), {"sides": said})
+    return make_entry(made, files.values(), {"sides": said, "taken": taken and taken.dump()})
 
 
 def _make_side(names: tuple[str, ...], known: Mapping[str, TensorSpec], manifest: Path | None) -> Side:

@@ -14,6 +14,7 @@ from remapkit.compute.torch_eager import run_plan
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.wording import list_names
+from remapkit.models.isolation import isolate_guest
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
@@ -151,9 +152,10 @@ def _run_both(
     refused = []
     for x in propose_inputs((target, source), method, written, seed):
         try:
-            expected = theirs.call(partial(_compute_expected, source, target, calls[0], method, x))
-            actual = ours.call(partial(_compute_actual, target, calls[1], method, x))
-        except Exception as error:
+            with isolate_guest():
+                expected = theirs.call(partial(_compute_expected, source, target, calls[0], method, x))
+                actual = ours.call(partial(_compute_actual, target, calls[1], method, x))
+        except (Exception, SystemExit) as error:
             refused.append(f"{list(x.shape)}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             continue
         shapes = [[list(tensor.shape) for tensor in side] for side in (expected, actual)]

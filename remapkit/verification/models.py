@@ -11,6 +11,7 @@ from torch import nn
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.models.isolation import isolate_guest
 from remapkit.plans.make import make_plan
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.from_torch import TORCH_DTYPES, header_of
@@ -30,10 +31,11 @@ def build_random_model(
     """
     try:
         torch.manual_seed(seed)
-        model = make()
+        with isolate_guest():
+            model = make()
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}".strip()
         help = "give its arguments or a config: --source-arg key=value, --source-config FILE, or those of the target"
         raise UsageError(Diagnostic("RK604", f"{reference} cannot be built", notes=(said,), help=(help,))) from error

@@ -10,6 +10,7 @@ import torch
 from remapkit.compute.rename import remap
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.models.isolation import isolate_guest
 from remapkit.rules.model import CompiledRules
 from remapkit.tensors.spec import TensorSpec
 from remapkit.verification.forward import Verdict
@@ -21,8 +22,9 @@ def verify_oracle(
     """Apply the rules and the oracle to the same state dict, and compare every tensor bit for bit."""
     copies = {fqn: value.detach().clone() for fqn, value in state.items()}
     try:
-        theirs = oracle(copies)
-    except Exception as error:
+        with isolate_guest():
+            theirs = oracle(copies)
+    except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}".strip()
         title = f"the oracle {name} failed on this state dict"
         problem = Diagnostic("RK714", title, notes=(said,), help=("try it on a state dict of the layout it reads",))

@@ -46,7 +46,10 @@ def list_messages() -> Iterator[tuple[str, str]]:
     for path in sorted(ROOT.rglob("*.py")):
         if "cli" in path.parts or path.name == "keywords.py":
             continue
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        source = path.read_text(encoding="utf-8")
+        if "--" not in source:
+            continue
+        nodes = list(ast.walk(ast.parse(source)))
         docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
         inner = {id(value) for node in joined for value in ast.walk(node)} - set(map(id, joined))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.diagnostics.errors import FailedCheck, UsageError
-from remapkit.registry import identify
+from remapkit.registry import candidates
 from remapkit.registry.identify import describe_layouts, hint_layout, identify_layout
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
@@ -50,8 +50,8 @@ def test_real_checkpoints_are_known_with_or_without_a_prefix(layout: str, root: 
     best = min(len(known - kinds) for known in fitting.values())
     wanted = {pack for pack, known in fitting.items() if len(known - kinds) == best}
     found = [fit for fit in identify_layout([*names, *others]) if fit.is_part]
-    assert {fit.pack for fit in found if fit.lacking == best} == wanted
-    assert {fit.root for fit in found if fit.pack in wanted} == {root}
+    assert {fit.candidate.layout for fit in found if fit.lacking == best} == wanted
+    assert {fit.root for fit in found if fit.candidate.layout in wanted} == {root}
     said = describe_layouts([*names, *others])
     assert said is not None and all(pack in said for pack in wanted)
     assert said.endswith(f": --root {root}") == bool(root)
@@ -69,7 +69,7 @@ def test_how_far_off_a_pack_is(pack: str, seed: object, part: float, foreign: li
     known = sorted(LAYOUTS[pack])
     kept = known[: max(1, round(part * len(known)))]
     names = [*kept, *foreign]
-    fits = [fit for fit in identify_layout(names) if fit.pack == pack and not fit.root]
+    fits = [fit for fit in identify_layout(names) if fit.candidate.layout == pack and not fit.root]
     strangers = set(names) - LAYOUTS[pack]
     if fits:
         (fit,) = fits
@@ -80,21 +80,21 @@ def test_how_far_off_a_pack_is(pack: str, seed: object, part: float, foreign: li
         )
         assert fit.is_part == (not strangers and 2 * len(LAYOUTS[pack] - set(names)) <= len(known))
     else:
-        assert any(fit.pack == pack for fit in identify_layout(names)) or 2 * len(strangers) > len(names)
+        assert any(fit.candidate.layout == pack for fit in identify_layout(names)) or 2 * len(strangers) > len(names)
 
 
 def test_what_is_too_large_is_not_identified(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
-    monkeypatch.setattr(identify, "_compare", lambda *args: compared.append(args))
-    assert identify_layout(f"w{n}" for n in range(identify.MAX_KINDS + 1)) == ()
+    monkeypatch.setattr(candidates, "compare_kinds", lambda *args: compared.append(args))
+    assert identify_layout(f"w{n}" for n in range(candidates.MAX_KINDS + 1)) == ()
     assert identify_layout([]) == ()
     assert not compared
     monkeypatch.undo()
     counted = []
-    compare = identify._compare
-    monkeypatch.setattr(identify, "_compare", lambda *args: counted.append(args) or compare(*args))
+    compare = candidates.compare_kinds
+    monkeypatch.setattr(candidates, "compare_kinds", lambda *args: counted.append(args) or compare(*args))
     identify_layout(f"{'abcdefgh'[n % 8]}{n}.x.w" for n in range(3000))
-    assert len(counted) <= (identify.MAX_ROOTS + 1) * len(LAYOUTS)
+    assert len(counted) <= (candidates.MAX_ROOTS + 1) * len(LAYOUTS)
 
 
 def test_problems_of_another_kind_get_no_hint() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_find_relations import make_sides, random
 from torch import Tensor
@@ -19,7 +22,7 @@ Sides = tuple[dict[str, Tensor], dict[str, Tensor]]
 def learn_from(sides: Sides, folder: Path) -> Path:
     for side, name in zip(sides, "ab", strict=True):
         save_file({fqn: tensor.contiguous().clone() for fqn, tensor in side.items()}, folder / f"{name}.safetensors")
-    report = remapkit.learn(folder / "a.safetensors", folder / "b.safetensors", folder / "t.yaml")
+    report = remapkit.learn(folder / "a.safetensors", folder / "b.safetensors", folder / "t.yaml", force=True)
     assert not report.learned.only_a and not report.learned.only_b, report.text
     return folder / "t.yaml"
 
@@ -170,6 +173,64 @@ def test_only_the_counted_index_is_required(make: Callable[[int], Sides], tmp_pa
 
 def test_a_first_layer_that_differs_requires_nothing(tmp_path: Path) -> None:
     assert "require:" not in learn_from(first_differs(4), tmp_path).read_text()
+
+
+FORMS: dict[str, Callable[[int], object]] = {
+    "{i}": lambda i: i,
+    "{i+1}": lambda i: i + 1,
+    "{i%2}": lambda i: i % 2,
+    "{i//2}": lambda i: i // 2,
+    "{1-i%2}": lambda i: 1 - i % 2,
+    "{i//2+3}": lambda i: i // 2 + 3,
+    "{i*3}": lambda i: i * 3,
+    "0": lambda i: 0,
+    "m": lambda i: "m",
+}
+
+
+@given(st.lists(st.sampled_from(sorted(FORMS)), min_size=1, max_size=3), st.booleans())
+def test_what_two_layers_do_not_tell_apart_is_required(forms: list[str], beside: bool) -> None:
+    """Two layers fit several forms: for another depth the pack is right, or it refuses.
+
+    Names say nothing twice, and what else lies in a module `h.{i}` is of layer i.
+    """
+    home = "h" if beside and forms[0] == "{i}" else "g"
+
+    def make(n: int) -> Sides:
+        a = {f"l.{i}.{leaf}": random(3, seed=2 * i + (leaf == "v")) for i in range(n) for leaf in "wv"}
+        names = {i: ".".join(str(FORMS[form](i)) for form in forms) for i in range(n)}
+        b = {f"h.{names[i]}.w": a[f"l.{i}.w"] for i in range(n)}
+        return a, b | {f"{home}.{i}.v": a[f"l.{i}.v"] for i in range(n)}
+
+    def tells_apart(used: list[str], n: int = 6) -> bool:
+        return len({tuple(FORMS[form](i) for form in used) for i in range(n)}) == n
+
+    numbers = [form for form in forms if form not in ("0", "m")]
+    says_twice = any(tells_apart([*numbers[:at], *numbers[at + 1 :]]) for at in range(len(numbers)))
+    if says_twice or not tells_apart(forms) or len(make(2)[1]) < 4 or len(make(6)[1]) < 12:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pack = learn_from(make(2), Path(folder))
+        hold_against(pack, make(2))
+        for depth in (1, 3, 6):
+            try:
+                hold_against(pack, make(depth))
+            except remapkit.FailedCheck as error:
+                assert "require:" in pack.read_text() and "RK370" in str(error)
+
+
+@pytest.mark.parametrize("name", ["g.{}.w.0", "g.0.{}.w", "0.{}.w"])
+def test_a_number_beside_the_index_is_required_for_two_layers_only(name: str, tmp_path: Path) -> None:
+    for n in (2, 3):
+        a = {f"l.{i}.w": random(3, seed=i) for i in range(n)}
+        pack = learn_from((a, {name.format(i): tensor for i, tensor in enumerate(a.values())}), tmp_path)
+        assert ("require:" in pack.read_text()) is (n == 2)
+
+
+def test_another_rule_tells_that_the_number_is_none_of_the_index(tmp_path: Path) -> None:
+    a = {f"l.{i}.{leaf}": random(3, seed=2 * i + (leaf == "v")) for i in range(2) for leaf in "wv"}
+    b = {f"h.{fqn[2]}.{'to_out.0' if fqn[4] == 'w' else 'q'}": tensor for fqn, tensor in a.items()}
+    assert "require:" not in learn_from((a, b), tmp_path).read_text()
 
 
 # ------------------------------------------------------------------------------------------------ real layouts

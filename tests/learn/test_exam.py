@@ -40,7 +40,8 @@ from remapkit.tensors.spec import StateDictSpec, TensorSpec
 FEW, MANY = 30, int(os.environ.get("REMAPKIT_EXAM", "200"))
 
 
-def faults(seed: int) -> list[str]:
+def faults(seed: int, *, again: bool = False) -> list[str]:
+    """What is wrong in one case; `again` learns it a second time, which has to give the same."""
     case = random_case(seed)
     try:
         learned = sit(case, source_ref="keys/a.json", target_ref="keys/b.json")
@@ -53,13 +54,13 @@ def faults(seed: int) -> list[str]:
         found.append("keys of A are not accounted for, each once")
     if sorted((*learned.pairs.values(), *learned.open_b, *learned.only_b)) != sorted(case.b.tensors):
         found.append("keys of B are not accounted for, each once")
-    if sit(case, source_ref="keys/a.json", target_ref="keys/b.json") != learned:
+    if again and sit(case, source_ref="keys/a.json", target_ref="keys/b.json") != learned:
         found.append("not deterministic")
     return found
 
 
 def failing(seeds: Iterable[int]) -> dict[int, list[str]]:
-    return {seed: found for seed in seeds if (found := faults(seed))}
+    return {seed: found for seed in seeds if (found := faults(seed, again=seed < FEW))}
 
 
 def test_no_tensor_is_wrong_and_every_file_is_clean() -> None:

@@ -361,6 +361,27 @@ def test_equal_sums_in_every_row_and_column_are_not_enough() -> None:
     assert found.open_b == {"y": "its rows are in A, but the operations that they suggest give other bytes"}
 
 
+@given(st.integers(2, 4), st.integers(2, 4), st.lists(st.integers(1, 4), min_size=1, max_size=2))
+def test_what_two_numbers_count_is_stacked_and_unstacked(layers: int, experts: int, shape: list[int]) -> None:
+    keys = [(i, e) for i in range(layers) for e in range(experts)]
+    each = {f"l.{i}.e.{e}.w": random(*shape, 3, seed=9 * i + e) for i, e in keys}
+    whole = {"w": torch.stack(list(each.values())).reshape(layers, experts, *shape, 3)}
+    assert judge(find(each, whole), each, whole) == {"w"}
+    assert judge(find(whole, each), whole, each) == set(each)
+
+
+@given(st.integers(2, 8), st.integers(0, 999))
+def test_masks_with_as_many_ones_are_told_apart_by_their_rows(count: int, seed: int) -> None:
+    ones = torch.zeros(12 * 17, dtype=torch.bool)
+    ones[:100] = True
+    generator = torch.Generator().manual_seed(seed)
+    a = {f"l.{n}.m": ones[torch.randperm(len(ones), generator=generator)].reshape(12, 17) for n in range(count)}
+    b = {f"h.{n}.m": mask.T.contiguous() for n, mask in enumerate(a.values())}
+    found = find(a, b)
+    assert judge(found, a, b) == set(b)
+    assert {each.sources[0]: each.targets[0] for each in found.relations} == dict(zip(a, b, strict=True))
+
+
 def test_a_row_that_occurs_twice_is_taken_where_the_next_one_is() -> None:
     row, q = random(4, seed=9), random(3, 4)
     a = {"q": q, "k": torch.stack([row, random(4, seed=1)]), "v": torch.stack([row, random(4, seed=2)])}

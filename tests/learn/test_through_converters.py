@@ -16,7 +16,9 @@ pytest.importorskip("diffusers")
 from diffusers.loaders import single_file_utils
 
 import remapkit
+from remapkit.diagnostics.errors import UsageError
 from remapkit.formats.manifest import write_manifest
+from remapkit.models.converter import resolve_converter
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -138,3 +140,11 @@ def test_the_attention_of_an_ldm_vae_is_squeezed(dtype: str, tmp_path: Path) -> 
     judge(report, "ldm_vae_checkpoint", config=config)
     squeezed = [each for each in report.learned.relations if report.source[each.sources[0]].shape == (16, 16, 1, 1)]
     assert len(squeezed) == 8 and report.vanished == ()
+
+
+def test_a_mapper_that_stacks_without_apply_is_refused(tmp_path: Path) -> None:
+    """Renaming alone would lead q, k and v to one key."""
+    lines = "orig_to_new_prefix={'a': 'b'}, orig_to_new_stacked={'q_proj': ('qkv_proj', 'q')}"
+    (tmp_path / "mapper.py").write_text(f"import types\nmapper = types.SimpleNamespace({lines})\n")
+    with pytest.raises(UsageError, match=r"RK668.*orig_to_new_stacked"):
+        resolve_converter(f"{tmp_path / 'mapper.py'}:mapper")

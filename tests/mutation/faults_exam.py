@@ -24,6 +24,14 @@ FAULTS: tuple[Fault, ...] = (
         EXAM,
     ),
     Fault(
+        "rules in the order of their places in memory",
+        "authoring/generalize.py",
+        "found = sorted(zip(groups, loose, strict=True), key=lambda each: order[each[0][0]])",
+        "found = sorted(zip(groups, loose, strict=True), key=lambda each: id(each[0]))",
+        "learning the same again gives the same",
+        ("tests/learn/test_exam.py",),
+    ),
+    Fault(
         "the parts of a split in the wrong order",
         "authoring/build_cut.py",
         'tuple(selection.target.fqn for selection in selections),\n        cut="split",',

@@ -48,7 +48,7 @@ FAULTS: tuple[Fault, ...] = (
     # ------------------------------------------------------------------------------------------------ hints
     Fault(
         "numbers tell layouts apart",
-        "registry/identify.py",
+        "registry/candidates.py",
         "kinds = Counter(map(mask_indices, names)) if",
         "kinds = Counter(names) if",
         "a layout is known in every size",
@@ -56,23 +56,23 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a pack that knows most keys is said to know all",
-        "registry/identify.py",
-        "return not self.foreign and 2 * self.lacking <= self.known",
-        "return 2 * self.foreign <= self.keys and 2 * self.lacking <= self.known",
+        "registry/candidates.py",
+        "return not self.foreign and 2 * self.lacking <=",
+        "return 2 * self.foreign <= self.keys and 2 * self.lacking <=",
         "keys are a pack's only if all of them are",
         HINTS,
     ),
     Fault(
         "the pack in use is proposed",
         "registry/identify.py",
-        "if not found or but in [fit.pack for fit in found]:",
+        "if not found or but in packs:",
         "if not found:",
         "no help names the pack that failed",
         HINTS,
     ),
     Fault(
         "any number of names is compared",
-        "registry/identify.py",
+        "registry/candidates.py",
         "if not 0 < len(kinds) <= MAX_KINDS:",
         "if not kinds:",
         "identification is bounded",

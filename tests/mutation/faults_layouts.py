@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.mutation.fault import Fault
 
 RELATIONS = ("tests/routes/test_relations.py",)
+BROKEN = ("tests/routes/test_broken_packs.py",)
+TAKEN = ("tests/matcher/test_taken_keys.py",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -94,5 +96,46 @@ FAULTS: tuple[Fault, ...] = (
         "    if True:",
         "the param of a count is named",
         RELATIONS,
+    ),
+    # ---------------------------------------------------------------------------------------- the keys of packs
+    Fault(
+        "a broken pack takes every key",
+        "registry/pack_rules.py",
+        "        if rules is None:\n            return None",
+        "        if rules is None:\n            return set(fqns)",
+        "a broken pack decides nothing",
+        BROKEN,
+    ),
+    Fault(
+        "rules are compiled for every manifest",
+        "registry/pack_rules.py",
+        "if of_pack not in self._compiled:",
+        "if True:",
+        "rules are compiled once for a checkpoint",
+        BROKEN,
+    ),
+    Fault(
+        "the cache forgets the guards on leaves",
+        "registry/taken_keys.py",
+        'if matches(fqn) and (leaf is None or fqn.rpartition(".")[2] in leaf)}',
+        "if matches(fqn)}",
+        "the cache says what the rules say",
+        TAKEN,
+    ),
+    Fault(
+        "the cache keeps what is counted in a checkpoint",
+        "registry/taken_keys.py",
+        "    if rules.counted and rules.key_params:\n",
+        "    if False:\n",
+        "what depends on a checkpoint is not kept",
+        TAKEN,
+    ),
+    Fault(
+        "patterns that take exponential time are kept",
+        "registry/taken_keys.py",
+        "if len(patterns) == len(engines) else None",
+        "",
+        "only what `re` matches safely is kept",
+        TAKEN,
     ),
 )

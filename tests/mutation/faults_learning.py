@@ -9,6 +9,7 @@ DEPTH = ("tests/learn/test_depth.py",)
 ROUNDED = ("tests/learn/test_rounded.py",)
 UNCOUNTED = ("tests/learn/test_uncounted.py",)
 LEARN = ("tests/learn/test_learn.py",)
+SYMMETRIC = ("tests/learn/test_symmetric.py",)
 SETTLED = ("tests/learn/test_settled_operations.py",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -331,5 +332,77 @@ FAULTS: tuple[Fault, ...] = (
         "    if False:\n        names =",
         "what no rule can express is said so",
         UNCOUNTED,
+    ),
+    Fault(
+        "a symmetric matrix is renamed where its siblings are turned",
+        "authoring/settle_symmetric.py",
+        "if all(map(verifier.is_true, made)):",
+        "if False:",
+        "the other keys of a rule decide about symmetric values",
+        SYMMETRIC,
+    ),
+    Fault(
+        "symmetric values count as certain",
+        "authoring/settle_symmetric.py",
+        "if fqn in pairing.symmetric\n    }",
+        "if False\n    }",
+        "where nothing decides, a rename is said to be the simplest",
+        SYMMETRIC,
+    ),
+    Fault(
+        "lines begin anew in each piece",
+        "authoring/find_symmetric.py",
+        "self._start += len(elements)",
+        "self._start += 0",
+        "what leaves a tensor as it is leaves its lines as they are, however its bytes are cut",
+        SYMMETRIC,
+    ),
+    Fault(
+        "two layers are enough for a number beside the index",
+        "authoring/require_depths.py",
+        "if all(has_number for _, _, has_number in members)",
+        "if False",
+        "what two layers do not tell apart is required",
+        DEPTH,
+    ),
+    Fault(
+        "a smaller checkpoint is held against the declared keys",
+        "plans/groups.py",
+        "if file.source_keys is not None and fewer:",
+        "if False:",
+        "the help for another number of stacked layers works",
+        ("tests/learn/test_other_sizes.py",),
+    ),
+    Fault(
+        "masks with as many ones are twins",
+        "authoring/find_relations.py",
+        "return [one for one in whole if describe_whole(one, target) is not None] or whole",
+        "return whole",
+        "masks with as many ones are told apart by their rows",
+        ("tests/learn/test_find_relations.py",),
+    ),
+    Fault(
+        "what is stacked twice comes back in any order",
+        "authoring/build_cut.py",
+        "tuple(at[place].fqn for place in sorted(at))",
+        "tuple(at[place].fqn for place in sorted(at, reverse=True))",
+        "what two numbers count is stacked and unstacked",
+        ("tests/learn/test_find_relations.py",),
+    ),
+    Fault(
+        "rounds after the budget is spent cost nothing",
+        "authoring/join_loosely.py",
+        "if budget.left < 0:  # each further round would look at all pairs again",
+        "if False:",
+        "a budget that is spent ends the search",
+        ("tests/learn/test_loose_budget.py",),
+    ),
+    Fault(
+        "a wrong target is named twice",
+        "authoring/verify_pack.py",
+        "        if move.target in misclaimed:\n",
+        "        if False:\n",
+        "what is wrong is named once",
+        ("tests/learn/test_verify_pack.py",),
     ),
 )

@@ -187,7 +187,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a source is read by two relations",
         "authoring/find_relations.py",
-        "if any(fqn in self._reached for fqn in relation.targets) or self._is_blocked(relation):",
+        "if any(fqn in self._reached for fqn in relation.targets) or self._record_blocked(relation):",
         "if any(fqn in self._reached for fqn in relation.targets):",
         "each key of A is read by one relation",
         ("tests/learn/test_random_operations.py",),

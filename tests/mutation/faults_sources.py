@@ -102,11 +102,27 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "text for programs",
-        "cli/parser.py",
+        "cli/command_parser.py",
         'return next((each for each in written if each in ("json", "github")), None)',
         "return None",
         "wrong arguments are JSON under --format json",
         EVERYWHERE,
+    ),
+    Fault(
+        "options part the arguments of a command",
+        "cli/parser.py",
+        "parser_class=CommandParser",
+        "parser_class=Parser",
+        "options may stand anywhere",
+        ("tests/api/test_command_line.py",),
+    ),
+    Fault(
+        "words behind two dashes are options",
+        "cli/command_parser.py",
+        "[*left, *words[end:]]",
+        "[*left, *words[end + 1 :]]",
+        "behind two dashes nothing is an option",
+        ("tests/api/test_command_line.py",),
     ),
     Fault(
         "what the root took is put before the mount",

@@ -231,7 +231,7 @@ def test_the_answer_is_from_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -> 
     header = remapkit.header(Path(remapkit.__file__).parent.parent / "rules" / "keys" / "flux_bfl.json")
     wanted = fit_layouts(header)
     monkeypatch.setattr("remapkit.registry.fit_layouts._read_manifest", lambda manifest: pytest.fail("read"))
-    monkeypatch.setattr("remapkit.registry.fit_layouts._list_matched", lambda *args: pytest.fail("compiled"))
+    monkeypatch.setattr("remapkit.registry.pack_rules.PackRules._compile_once", lambda *args: pytest.fail("compiled"))
     assert fit_layouts(header) == wanted
     assert [fit.layout for fit in wanted.fits] == ["flux/bfl"]
     lora = {

@@ -51,7 +51,7 @@ def run(args: Namespace) -> CommandOutcome:
             *tied,
             *metadata,
         ),
-        diagnostics=found.diagnostics,
+        diagnostics=(*found.diagnostics, *identified.diagnostics),
     )
 
 
