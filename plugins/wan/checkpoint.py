@@ -178,9 +178,7 @@ def _load_layouts(model: str) -> dict[str, RuleSet]:
     return {pack: remapkit.load(pack) for pack in PACKS.get(model, ())} | {OWN_LAYOUT: _make_identity_rules()}
 
 
-def _list_candidates(
-    layouts: Mapping[str, RuleSet], reader: Reader, names: frozenset[str]
-) -> Iterator[_Candidate]:
+def _list_candidates(layouts: Mapping[str, RuleSet], reader: Reader, names: frozenset[str]) -> Iterator[_Candidate]:
     header = reader.header()
     for layout, rules in layouts.items():
         plan = rules.plan(header)
@@ -200,7 +198,7 @@ def _describe_other_generation(siblings: Sequence[type[nn.Module]], reader: Read
     for other in siblings:
         name = other.__name__
         names = frozenset(_build_on_meta(other, {}).state_dict())
-        if any(not each.strangers and each.plan.moves for each in _list_candidates(_load_layouts(name), reader, names)):
+        if any(map(_fits, _list_candidates(_load_layouts(name), reader, names))):
             return f"they are keys of the other generation: load them with {name}.from_checkpoint"
     return ""
 
