@@ -61,7 +61,7 @@ REWRITTEN = {
     "split": (QUANT, '{"layers": {"a.qkv": {"x": 1}}}', '{"layers": {"a.to_q": {"x": 1}, "a.to_k": {"x": 1}}}'),
     "compact": (QUANT, '{"layers":{"a.qkv":1}}', '{"layers":{"a.to_q":1,"a.to_k":1}}'),
     "joined": (QUANT, '{"layers": {"j.k": {"x": [1]}, "j.v": {"x":[1]}}}', '{"layers": {"j.kv": {"x": [1]}}}'),
-    "fields are no names": (QUANT, '{"layers": {"x": "layers.0.q"}, "a.q": 2}', {}),
+    "fields are no names": (QUANT, '{"layers": {"x": "layers.0.q"}, "a.q": 2, "y": ["a.q"]}', {}),
     "A34-lora": (LORA, '{"transformer.r": 4, "transformer.target_modules": ["a.q", "none"]}', {"a.q": "a.query"}),
     "an end": (LORA, '{"target_modules": ["q", "o"]}', '{"target_modules": ["query", "out.0"]}'),
     "an expression for a name": (LORA, r'{"rank_pattern": {"0\\.o": 8}}', r'{"rank_pattern": {"0\\.out\\.0": 8}}'),
