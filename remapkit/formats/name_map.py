@@ -118,11 +118,11 @@ class NameMap:
 
         It is plain if everything behind the module stays the same, or is its last part.
         """
-        if self._find_module(fqn) == module and (new := self._find_module(target)) is not None:
-            return new, True
         rest = fqn[len(module) :]
         if target.endswith(rest):
             return target[: -len(rest)], True
+        if self._find_module(fqn) == module and (new := self._find_module(target)) is not None:
+            return new, True
         count = rest.count(".")
         head = target.rsplit(".", count)
         return (head[0] if len(head) > count else ""), count == 1

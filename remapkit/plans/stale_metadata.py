@@ -91,14 +91,14 @@ def _list_targets(source: StateDictSpec, moves: Sequence[Move]) -> dict[str, lis
 
 def _find_other_dtypes(source: StateDictSpec, moves: Sequence[Move], text: str) -> dict[str, str]:
     """Return the modules of `_quantization_metadata` whose weights get another dtype, which it says nothing of."""
-    layers = read_layers(text)
     found: dict[str, str] = {}
-    for move in moves if layers else ():
+    for move in moves:
         for fqn in move.sources:
-            module, _, leaf = fqn.rpartition(".")
-            if leaf == "weight" and module in layers and fqn in source and source[fqn].dtype != move.spec.dtype:
-                found[module] = f"its weight is {source[fqn].dtype} and becomes {move.spec.dtype}"
-    return found
+            if fqn.endswith(".weight") and fqn in source and source[fqn].dtype != move.spec.dtype:
+                said = f"its weight is {source[fqn].dtype} and becomes {move.spec.dtype}"
+                found[fqn.removesuffix(".weight")] = said
+    layers = read_layers(text) if found else {}
+    return {module: said for module, said in found.items() if module in layers}
 
 
 def _find_other_numbers(source: StateDictSpec, moves: Sequence[Move]) -> Iterator[str]:
