@@ -64,6 +64,7 @@ from remapkit.write.outputs import (
     explain_prefixes,
     make_outputs,
     read_outputs,
+    report_plan,
     report_shared_ties,
 )
 
@@ -213,7 +214,7 @@ def apply(
     # The plan reports dead rules in its warnings too.
     said = (finding for finding in findings if finding.code != "RK205")
     shared = () if untie else report_shared_ties(outputs, plan)
-    diagnostics = (*said, *reader.notes, *plan.warnings, *held.notes, *shared)
+    diagnostics = (*said, *reader.notes, *report_plan(outputs, plan), *held.notes, *shared)
     log_diagnostics(diagnostics)
     return Written(
         **{each.name: getattr(files, each.name) for each in fields(files)},

@@ -13,6 +13,8 @@ from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import count_noun, join_words, list_names, show_key
 from remapkit.files.errors import FileFault, make_note
 from remapkit.files.source_file import CHUNK, Extent
+from remapkit.formats.name_map import NameMap
+from remapkit.formats.quoted_names import rewrite_quoted
 from remapkit.formats.reader import FileReader, Reader
 from remapkit.tensors.roots import Root, list_roots, split_prefixes, suggest_roots
 from remapkit.tensors.spec import OPAQUE, StateDictSpec, find_recorded_names
@@ -150,7 +152,7 @@ class RenamedReader(FileReader):
     """A reader that shows the tensors of another one under other names; it closes the other one too.
 
     No byte is copied: extents and chunks are those of the other reader. Names that the metadata record as tied are
-    renamed with their tensors, also in the metadata.
+    renamed with their tensors, also in the metadata, and so are the names that other entries quote.
     """
 
     def __init__(self, reader: Reader, root: str, renaming: Renaming) -> None:
@@ -181,6 +183,8 @@ class RenamedReader(FileReader):
                 del metadata[other]
                 metadata[name] = new[kept]
                 self._names[name] = other
+        names = NameMap({fqn: [new[fqn]] if fqn in new else [] for fqn in header})
+        self.notes = (*self.notes, *rewrite_quoted(metadata, names, str(self.path)))
         recorded = find_recorded_names(tensors, metadata)
         return StateDictSpec(
             tensors,

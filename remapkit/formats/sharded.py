@@ -11,18 +11,19 @@ index's folder, never through a link that points outside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UnreadableCheckpoint
-from remapkit.diagnostics.wording import format_bytes, join_words, show_key
+from remapkit.diagnostics.wording import count_noun, format_bytes, join_words, list_names, show_key
 from remapkit.files.errors import FileFault, make_note
 from remapkit.files.index_names import ShardSet, derive_output_name, split_index_name
 from remapkit.files.source_file import CHUNK, Extent, SourceFile, describe_os_error
 from remapkit.formats.options import ReadOptions
+from remapkit.formats.quoted_names import merge_entries
 from remapkit.formats.reader import FileReader
 from remapkit.formats.safetensors import SafetensorsReader
 from remapkit.formats.torch_file import PthReader
@@ -47,18 +48,19 @@ class ShardedReader(FileReader):
         self._home: dict[str, Shard] = {}
         tensors: dict[str, TensorSpec] = {}
         metadata: dict[str, str] = {}
+        differing: dict[str, None] = {}
         tied: list[tuple[str, ...]] = []
         for shard in shards.values():
             header = shard.header()
             for fqn in header:
                 self._home[fqn] = shard
                 tensors[fqn] = header[fqn]
-            metadata.update(header.metadata)
+            _merge_metadata(metadata, header.metadata, differing)
             tied.extend(header.tied)
         recorded = find_recorded_names(tensors, metadata)
         name = path.name if source is not None else derive_output_name(path.name)
         self._header = StateDictSpec(tensors, tuple(tied), metadata, name, recorded)
-        self.notes = tuple(note for shard in shards.values() for note in shard.notes)
+        self.notes = (*(note for shard in shards.values() for note in shard.notes), *_note_differing(path, differing))
         roots = {shard.root for shard in shards.values()}
         self.root = roots.pop() if len(roots) == 1 else ""
 
@@ -94,6 +96,22 @@ class ShardedReader(FileReader):
         for shard in self.shards.values():
             shard.close()
         super().close()
+
+
+def _merge_metadata(merged: dict[str, str], more: Mapping[str, str], differing: dict[str, None]) -> None:
+    """Add the metadata of the next shard; where two shards contradict each other, the later one counts."""
+    for name, value in more.items():
+        one = merge_entries(name, merged[name], value) if name in merged else value
+        if one is None and not name.startswith("remapkit."):
+            differing[name] = None
+        merged[name] = value if one is None else one
+
+
+def _note_differing(path: Path, differing: Collection[str]) -> Iterator[Diagnostic]:
+    if differing:
+        count = count_noun(len(differing), "entry", "entries")
+        title = f"the shards contradict each other in {count} of their metadata; what the last one says is kept"
+        yield replace(make_note("RK431", title, path), notes=(list_names(list(differing)),))
 
 
 def parse_index(value: Any) -> dict[str, str]:

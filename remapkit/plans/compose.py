@@ -13,9 +13,9 @@ from remapkit.diagnostics.wording import join_words
 from remapkit.ops.join import Join, Nested
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Dropped, Move, RuleRef
-from remapkit.plans.stale_metadata import report_stale_names
+from remapkit.plans.stale_metadata import CODES, report_metadata
 
-OF_THE_WHOLE = ("RK420", "RK369")
+OF_THE_WHOLE = ("RK420", *CODES)
 """Notes on the names and the metadata of the source, which the first plan, or the whole, has to say."""
 
 
@@ -40,7 +40,7 @@ def compose_plans(first: ResolvedPlan, second: ResolvedPlan) -> ResolvedPlan:
         for fqn, move in first.recorded.items()
         if move.target in second.recorded
     }
-    own = [each for each in first.warnings if each.code != "RK369"]
+    own = [each for each in first.warnings if each.code not in CODES]
     later = [each for each in second.warnings if each.code not in OF_THE_WHOLE]
     return ResolvedPlan(
         name=f"{first.name} then {second.name}",
@@ -48,7 +48,7 @@ def compose_plans(first: ResolvedPlan, second: ResolvedPlan) -> ResolvedPlan:
         moves=moves,
         dropped=(*first.dropped, *_list_dropped(second, made, moves)),
         problems=(*first.problems, *second.problems),
-        warnings=(*own, *later, *report_stale_names(first.source, moves)),
+        warnings=(*own, *later, *report_metadata(first.source, moves)),
         tied=second.tied,
         recorded=recorded,
         root=first.root,

@@ -30,7 +30,7 @@ from remapkit.plans.problems import (
 )
 from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
 from remapkit.plans.rounding import report_roundings
-from remapkit.plans.stale_metadata import report_stale_names
+from remapkit.plans.stale_metadata import report_metadata
 from remapkit.rules.counted import count_params, report_counts
 from remapkit.rules.model import CompiledRules, Match, Rule
 from remapkit.rules.requirements import find_unmet_requirements
@@ -79,10 +79,11 @@ def _plan_part(rules: CompiledRules, header: StateDictSpec | Mapping[str, Tensor
         problems.append(_report_nothing_left(rules, source))
     used = Counter([match.rule.id for found in matches.values() for match in found])
     entries = {use for found in matches.values() for match in found if match.rule.tables for use in match.table_uses}
+    replaced = tuple(replace_recorded_sources(moves, whole.recorded) if whole.recorded else moves)
     return ResolvedPlan(
         name=rules.name if not rules.after else rules.file.name.value,
         source=source,
-        moves=tuple(replace_recorded_sources(moves, whole.recorded) if whole.recorded else moves),
+        moves=replaced,
         dropped=tuple(dropped),
         problems=tuple(problems),
         warnings=(
@@ -91,7 +92,7 @@ def _plan_part(rules: CompiledRules, header: StateDictSpec | Mapping[str, Tensor
                 *report_unused_entries(rules, used, entries),
                 *report_roundings(moves, source),
                 *judged.warnings,
-                *report_stale_names(source, moves),
+                *(report_metadata(source, replaced) if not problems else ()),
                 *report_counts(rules, whole, whole.name),
             )
             if source

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import count_noun
 from remapkit.plans.moves import Dropped, Move
+from remapkit.plans.stale_metadata import CODES, rewrite_metadata
 from remapkit.tensors.spec import StateDictSpec
 
 
@@ -34,7 +35,8 @@ class ResolvedPlan:
     `problems` are errors: a plan with problems is never executed. `warnings` should be reviewed, for example unused
     rules and table entries. `tied` holds the groups of targets whose sources share one storage. `recorded` maps names
     that a safetensors file only records as tied, and that no rule names, to their moves; `add_recorded_moves` adds
-    those that a target has. `root` is where the header was found in its file.
+    those that a target has. `root` is where the header was found in its file. `entries` are those of the metadata
+    that were written for this plan; all others follow from the moves.
 
     >>> import remapkit
     >>> plan = remapkit.load("wan22_pth").plan({"conv1.weight": remapkit.TensorSpec("F32", (96, 96, 1, 1, 1))})
@@ -51,6 +53,7 @@ class ResolvedPlan:
     tied: tuple[tuple[str, ...], ...] = ()
     recorded: Mapping[str, Move] = field(default_factory=dict)
     root: str = ""
+    entries: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -61,7 +64,13 @@ class ResolvedPlan:
     def target(self) -> StateDictSpec:
         """The header that the moves produce."""
         tensors = {move.target: move.spec for move in self.moves}
-        return StateDictSpec(tensors, self.tied, self.source.metadata, self.name, collect_records(self))
+        metadata = rewrite_metadata(self.source, self.moves, self.entries).metadata
+        return StateDictSpec(tensors, self.tied, metadata, self.name, collect_records(self))
+
+    def with_entries(self, entries: Mapping[str, str | None]) -> ResolvedPlan:
+        """Return the plan with entries of the metadata that say more than its moves tell; None is no entry."""
+        others = (each for each in self.warnings if each.code not in CODES or each.values["entry"] not in entries)
+        return replace(self, entries={**self.entries, **entries}, warnings=tuple(others))
 
     @property
     def renamed(self) -> int:

@@ -11,6 +11,8 @@ from remapkit.diagnostics.errors import FailedCheck, UnreadableCheckpoint
 from remapkit.diagnostics.wording import count_noun, join_words, list_names, quote_excerpt, show_key
 from remapkit.files.errors import FileFault, make_note
 from remapkit.files.source_file import CHUNK, Extent
+from remapkit.formats.name_map import NameMap
+from remapkit.formats.quoted_names import merge_entries, rewrite_quoted
 from remapkit.formats.reader import FileReader, Reader
 from remapkit.formats.renamed import RenamedReader
 from remapkit.tensors.spec import StateDictSpec, TensorSpec, find_name_problem, find_recorded_names
@@ -182,18 +184,19 @@ def merge_metadata(
 ) -> tuple[dict[str, str], tuple[Contradiction, ...]]:
     """Return the metadata of all members, and the entries that contradict each other, which are left out.
 
-    Entries that record tied names have the prefix of their member. An entry with several values is that of `chosen`.
+    Names in entries have the prefix of their member. Entries that can be one are merged; any other entry with several
+    values is that of `chosen`.
     """
     said: dict[str, dict[str, str]] = {}
     for member in members:
-        for name, value in _prefix_records(member).items():
+        for name, value in _prefix_metadata(member).items():
             said.setdefault(name, {}).setdefault(value, member.label)
-    own = {} if chosen is None else _prefix_records(chosen)
+    own = {} if chosen is None else _prefix_metadata(chosen)
     merged: dict[str, str] = {}
     contradictions = []
     for name, values in said.items():
-        if len(values) == 1:
-            merged[name] = next(iter(values))
+        if (one := _merge_values(name, list(values))) is not None:
+            merged[name] = one
         elif chosen is not None:
             merged.update({name: own[name]} if name in own else {})
         elif name not in PROVENANCE:
@@ -201,15 +204,30 @@ def merge_metadata(
     return merged, tuple(contradictions)
 
 
-def _prefix_records(member: Member) -> dict[str, str]:
+def _merge_values(name: str, values: Sequence[str]) -> str | None:
+    """Return the one entry that says what all of these say, or None."""
+    merged: str | None = values[0]
+    for value in values[1:]:
+        merged = merge_entries(name, merged, value) if merged is not None else None
+    return merged
+
+
+def _prefix_metadata(member: Member) -> dict[str, str]:
+    """Return the metadata of a member with the names that its tensors have below its prefix."""
     header = member.reader.header()
     if not member.prefix:
         return dict(header.metadata)
     recorded = header.recorded
-    return {
+    prefixed = {
         member.prefix + name if name in recorded else name: member.prefix + value if name in recorded else value
         for name, value in header.metadata.items()
     }
+    rewrite_quoted(prefixed, _map_names(member), member.label)
+    return prefixed
+
+
+def _map_names(member: Member) -> NameMap:
+    return NameMap({fqn: (member.prefix + fqn,) for fqn in member.reader.header()})
 
 
 def _list_notes(reader: JoinedReader) -> Iterator[Diagnostic]:
@@ -217,6 +235,9 @@ def _list_notes(reader: JoinedReader) -> Iterator[Diagnostic]:
         title = f"{count_noun(len(reader.members), 'file')} were read as one checkpoint"
         lines = [f"{member.prefix}={member.label}" if member.prefix else member.label for member in reader.members]
         yield replace(make_note("RK433", title, reader.path), notes=(list_names(lines, 8),))
+    for member in reader.members:
+        if member.prefix:
+            yield from rewrite_quoted(dict(member.reader.header().metadata), _map_names(member), member.label)
     if reader.contradictions:
         title = (
             f"{count_noun(len(reader.contradictions), 'entry', 'entries')} of the metadata left out: the files differ"

@@ -11,9 +11,13 @@ from remapkit.diagnostics.arguments import describe_value
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import BadArgument, UnwritableOutput, UsageError
 from remapkit.diagnostics.wording import count_noun, escape_line, join_words, list_names, show_key
+from remapkit.formats.name_map import NameMap
+from remapkit.formats.quoted_names import rewrite_entries
 from remapkit.plans.model import ResolvedPlan, collect_records
 from remapkit.plans.moves import Move
+from remapkit.plans.stale_metadata import CODES, report_metadata, rewrite_metadata
 from remapkit.sources.mounts import Mount, NumberedText, is_mount, parse_mount
+from remapkit.tensors.spec import StateDictSpec
 
 OutputsLike = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 """A file, a mount `PREFIX=FILE`, several of these, or a mapping from prefixes to files."""
@@ -265,7 +269,8 @@ def make_outputs(
         records = {other: kept for other, kept in records.items() if other not in {move.target for move in copies}}
     outputs = divide_moves(mounts, moves)
     if len(outputs) == 1 and not outputs[0].prefix:
-        return (replace(outputs[0], tied=plan.tied, metadata={**metadata, **records, **provenance}),)
+        own = rewrite_metadata(replace(plan.source, metadata=metadata), moves, plan.entries).metadata
+        return (replace(outputs[0], tied=plan.tied, metadata={**own, **records, **provenance}),)
     owners = _find_owners(outputs)
     ties: list[list[list[str]]] = [[] for _ in outputs]
     for group in plan.tied:
@@ -277,10 +282,37 @@ def make_outputs(
     for other, kept in records.items():
         prefix = outputs[owners[kept]].prefix
         recorded[owners[kept]][other.removeprefix(prefix)] = kept.removeprefix(prefix)
+    source = replace(plan.source, metadata=metadata)
     return tuple(
-        replace(output, tied=tied, metadata={**metadata, **names, **provenance})
+        replace(output, tied=tied, metadata={**_rewrite_own(source, output, plan), **names, **provenance})
         for output, tied, names in zip(outputs, ties, recorded, strict=True)
     )
+
+
+def _rewrite_own(source: StateDictSpec, output: Output, plan: ResolvedPlan) -> Mapping[str, str]:
+    """Return the metadata with the names that an output has, without its prefix."""
+    return rewrite_metadata(source, output.moves, _rewrite_settled(output, plan)).metadata
+
+
+def _rewrite_settled(output: Output, plan: ResolvedPlan) -> Mapping[str, str | None]:
+    """Return the entries that were written for the plan with the names that an output has."""
+    if not plan.entries:
+        return {}
+    own = {output.prefix + move.target: (move.target,) for move in output.moves}
+    names = NameMap({move.target: own.get(move.target, ()) for move in plan.moves})
+    written = {name: text for name, text in plan.entries.items() if text is not None}
+    return {**plan.entries, **{name: entry.text for name, entry in rewrite_entries(written, names).items()}}
+
+
+def report_plan(outputs: Sequence[Output], plan: ResolvedPlan) -> list[Diagnostic]:
+    """Return the warnings of a plan; what they say of metadata, they say of the outputs, each with its own names."""
+    if all(not output.prefix for output in outputs) and len(outputs) < 2:
+        return list(plan.warnings)
+    said: dict[tuple[str, str], Diagnostic] = {}
+    for output in outputs:
+        for each in report_metadata(plan.source, output.moves, _rewrite_settled(output, plan)):
+            said.setdefault((each.code, each.values["entry"]), replace(each, place=str(output.path)))
+    return [*(each for each in plan.warnings if each.code not in CODES), *said.values()]
 
 
 def _find_record_copies(mounts: Sequence[Mount], records: Mapping[str, str], plan: ResolvedPlan) -> list[Move]:

@@ -1,4 +1,4 @@
-"""Faults in `remapkit/plans/`: checks against a target, companions, casts, and stale metadata."""
+"""Faults in `remapkit/plans/`: checks against a target, companions and casts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ CHECK = ("tests/core/test_plan_checks.py", "tests/core/test_check.py", "tests/ju
 CAST = ("tests/core/test_plan_casts.py", "tests/judge/test_companions.py", "tests/ops/test_peers.py")
 COMPANIONS = ("tests/core/test_plan_companions.py", "tests/judge/test_companions.py")
 RECORDED = ("tests/core/test_plan_recorded.py", "tests/io/test_io_recorded.py")
-METADATA = ("tests/core/test_plan_targets.py", "tests/judge/test_metadata_names.py")
 TARGETS = ("tests/core/test_plan_targets.py", "tests/judge/test_declared_target.py")
 CONFIGS = ("tests/judge/test_declared_config.py",)
 
@@ -256,39 +255,6 @@ FAULTS: tuple[Fault, ...] = (
         "for pair in _find_roundings(move, source):",
         "the note counts tensors",
         CAST,
-    ),
-    # ------------------------------------------------------------------------------------------------ stale metadata
-    Fault(
-        "only objects are JSON",
-        "plans/stale_metadata.py",
-        'if text[:1] in ("{", "[")}',
-        'if text[:1] == "{"}',
-        "a list of names in the metadata is read",
-        METADATA,
-    ),
-    Fault(
-        "names further below are whole names",
-        "plans/stale_metadata.py",
-        'end or key.rpartition(".")[2] in SUFFIXES',
-        'key.rpartition(".")[2] in SUFFIXES',
-        "everything below `rank_pattern` may be the end of a name",
-        METADATA,
-    ),
-    Fault(
-        "a field is forgotten",
-        "plans/stale_metadata.py",
-        '"alpha_pattern", "exclude_modules", "ignore")',
-        '"alpha_pattern", "ignore")',
-        "the fields of adapters that hold ends of names are known",
-        METADATA,
-    ),
-    Fault(
-        "a name twice",
-        "plans/stale_metadata.py",
-        "_report_stale_entry(entry, list(dict.fromkeys(gone)), source)",
-        "_report_stale_entry(entry, gone, source)",
-        "each name is counted once",
-        METADATA,
     ),
     # ------------------------------------------------------------------------------------------------ target check
     Fault(

@@ -327,8 +327,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the first of two values",
         "sources/joined.py",
-        "        if len(values) == 1:\n",
-        "        if values:\n",
+        "        if (one := _merge_values(name, list(values))) is not None:\n",
+        "        if (one := next(iter(values))) is not None:\n",
         "metadata that contradict each other are named",
         JOINED,
     ),

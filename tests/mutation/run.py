@@ -46,6 +46,7 @@ from tests.mutation.faults_hints import FAULTS as HINTS
 from tests.mutation.faults_layouts import FAULTS as LAYOUTS
 from tests.mutation.faults_learning import FAULTS as LEARNING
 from tests.mutation.faults_matching import FAULTS as MATCHING
+from tests.mutation.faults_metadata import FAULTS as METADATA
 from tests.mutation.faults_numbers import FAULTS as NUMBERS
 from tests.mutation.faults_ops import FAULTS as OPS
 from tests.mutation.faults_outputs import FAULTS as OUTPUTS
@@ -64,6 +65,7 @@ FAULTS: tuple[Fault, ...] = (
     *PROOFS,
     *TRANSDUCERS,
     *MATCHING,
+    *METADATA,
     *PATTERNS,
     *PLANS,
     *HINTS,

@@ -1,0 +1,98 @@
+"""The entry `lora_adapter_metadata` of diffusers' files: the config of PEFT, each field behind its model.
+
+Source: diffusers/loaders/lora_base.py, `_save_lora_weights` and `_pack_dict_with_prefix` (`transformer.r`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from remapkit.adapters.alphas import PeftConfig, make_config
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import UsageError
+from remapkit.files.json_edit import parse_nodes, write_members
+from remapkit.formats.quoted_names import LORA
+
+NAMES = ("modules_to_save",)
+"""Fields with names of modules that are none of the adapter's own."""
+
+
+def rewrite_lora_entry(
+    text: str, component: str, modules: Mapping[str, Sequence[str]], factors: Mapping[str, tuple[int, float]]
+) -> str:
+    """Return the entry of an adapter whose modules, ranks or alphas are others.
+
+    `component` is the model of diffusers (`transformer`), `modules` maps the old names of modules below it to the new
+    ones, and `factors` has the LoRA rank of each new one, and what up @ down is multiplied by. An entry that says
+    this already stays byte for byte; fields that have nothing to do with it always do. Raises `UsageError` (RK725).
+
+    >>> text = '{"transformer.lora_alpha": 4, "transformer.r": 4, "transformer.target_modules": ["q", "k"]}'
+    >>> rewrite_lora_entry(text, "transformer", {"a.q": ["a.qk"], "a.k": ["a.qk"]}, {"a.qk": (8, 1.0)})
+    '{"transformer.lora_alpha": 8, "transformer.r": 8, "transformer.target_modules": ["a.qk"]}'
+    """
+    root = parse_nodes(text)
+    if root is None or root.opens != "{":
+        title = f"not the config of a LoRA: the metadata entry `{LORA}` must be a JSON object"
+        raise UsageError(Diagnostic("RK725", title, help=("check the file",)))
+    start = f"{component}." if component else ""
+    fields = {
+        member.key[len(start) :]: json.loads(text[member.value.start : member.value.end])
+        for member in root.members
+        if member.key is not None and member.key.startswith(start)
+    }
+    new: dict[str, Any] = {}
+    if factors and (_has_stale(fields, modules, factors) or not _says(fields, factors)):
+        new = {name: value for name, value in make_config(factors).items() if name in fields or value}
+    for name in NAMES:
+        if isinstance(fields.get(name), list):
+            new[name] = list(dict.fromkeys(each for old in fields[name] for each in modules.get(old, (old,))))
+    groups = []
+    for member in root.members:
+        name = (member.key or "")[len(start) :] if (member.key or "").startswith(start) else ""
+        keeps = name not in new or new[name] == fields[name]
+        value = text[member.value.start : member.value.end] if keeps else json.dumps(new[name])
+        groups.append([text[member.start : member.value.start] + value])
+    added = [f"{json.dumps(start + name)}: {json.dumps(value)}" for name, value in new.items() if name not in fields]
+    if not root.members:
+        return "{" + ", ".join(added) + "}"
+    groups[-1] += added
+    return text[: root.start] + write_members(text, root, groups) + text[root.end :]
+
+
+def _has_stale(fields: Mapping[str, Any], modules: Mapping[str, Sequence[str]], new: Mapping[str, object]) -> bool:
+    """Return whether a config has ends of paths that were those of old modules, and are of no new one."""
+    ends = [
+        each for name in ("target_modules", "rank_pattern", "alpha_pattern") for each in _list_ends(fields.get(name))
+    ]
+    gone = [name for name in modules if name not in new]
+    return any(
+        any(_matches(end, old) for old in gone) and not any(_matches(end, each) for each in new) for end in ends
+    )
+
+
+def _list_ends(value: object) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list | dict) else []
+
+
+def _says(fields: Mapping[str, Any], factors: Mapping[str, tuple[int, float]]) -> bool:
+    """Return whether a config gives these modules their ranks and factors, and adapts them."""
+    if not isinstance(fields.get("lora_alpha"), int | float):
+        return False
+    config = PeftConfig.of(fields, LORA)
+    ranks, targets = fields.get("rank_pattern") or {}, fields.get("target_modules")
+    for module, (rank, factor) in factors.items():
+        matched = (each for pattern, each in ranks.items() if _matches(pattern, module))
+        if next(matched, fields.get("r")) != rank or config.find_factor(module, rank) != factor:
+            return False
+        if isinstance(targets, list) and not any(_matches(each, module) for each in targets):
+            return False
+    return isinstance(targets, list) or targets == "all-linear"
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Return whether a target or a key of `rank_pattern` is the end of a module's path; only literal ones are."""
+    literal = re.sub(r"\\(\W)", r"\1", pattern)
+    return f".{module}".endswith(f".{literal}")
