@@ -114,6 +114,23 @@ def is_of_module(kind: Kind) -> bool:
     return kind[0] == _MODULE
 
 
+def list_owners(companion: str) -> Iterator[str]:
+    """Yield every name of a weight that a companion of this name could belong to.
+
+    >>> list(list_owners("m.weight_scale"))[:2], "m.weight" in list_owners("m.input_scale")
+    (['m.weight', 'm.weight_packed'], True)
+    """
+    if QUANT_STATE in companion:
+        yield companion.partition(QUANT_STATE)[0]
+    head, dot, leaf = companion.rpartition(".")
+    stems = [companion.removesuffix(each) for each in COMPANION_SUFFIXES if companion.endswith(each)]
+    stems += [f"{head}{dot}{leaf.removeprefix(each)}" for each in COMPANION_PREFIXES if leaf.startswith(each)]
+    yield from (f"{stem}{packed}" for stem in stems for packed in ("", *_PACKED))
+    if leaf in COMPANION_LEAVES or leaf in MODULE_LEAVES:
+        yield from (f"{head}{dot}{each}" for each in WEIGHT_LEAVES)
+    yield from (companion.removesuffix(f"_{each}") for each in MODULE_LEAVES if companion.endswith(f"_{each}"))
+
+
 def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
     """Find the companions of a weight in `fqns`, except bitsandbytes states, regardless of the weight's dtype.
 

@@ -98,13 +98,8 @@ class Check:
     def notes(self) -> tuple[Diagnostic, ...]:
         """Information on tied weights, different dtypes and interchangeable targets."""
         dtype = [] if self.strict_dtype else _report_dtype_mismatches(self, Severity.NOTE)
-        return (
-            *_report_ties(self),
-            *dtype,
-            *_report_companions(self),
-            *_report_interchangeable(self),
-            *_report_operations(self),
-        )
+        first = (*_report_ties(self), *dtype, *_report_companions(self))
+        return (*first, *_report_interchangeable(self), *_report_operations(self))
 
     def raise_for_problems(self) -> None:
         """Raise `FailedCheck` with all problems, if there are any."""
@@ -153,7 +148,7 @@ def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool 
 
 
 def _find_target_companions(plan: ResolvedPlan, target: StateDictSpec) -> frozenset[str]:
-    """Return the scales that the plan puts beside weights which the target, of no scaled weights, has as plain ones."""
+    """Return the scales that the plan puts beside weights which the target has without scales, as plain numbers."""
     if not can_have_companions(move.target for move in plan.moves):
         return frozenset()
     made = plan.target
