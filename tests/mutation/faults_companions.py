@@ -1,4 +1,4 @@
-"""Faults in what makes companions follow their weights: `plans/spread.py`, `follow.py`, `followed.py`, their names."""
+"""Faults in what makes companions follow: `plans/spread.py`, `plans/follow.py`, `plans/followed.py`, their names."""
 
 from __future__ import annotations
 
