@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules_of_one_file
+from remapkit.companions.names import list_owners
 from remapkit.formats.options import ReadOptions
 from remapkit.patterns.stopping import Stop
 from remapkit.rules.model import Match, Rule
@@ -20,7 +21,8 @@ class Explanation:
     `matches` are the rules that match it, with captures and targets; `stops` has for every other rule the number of
     characters that it matched, and what it expected next. `unmatched` is the treatment of a key without a matching
     rule: `error`, `keep` or `drop`. `name` is the key as the rules see it, below `root` and without the segments that
-    are taken out.
+    are taken out. `owners` are the matches of the weight that a key without a rule follows as its scale, if a
+    checkpoint has that weight in 8-bit or packed numbers.
     """
 
     key: str
@@ -31,6 +33,8 @@ class Explanation:
     """The params that keys depend on, with the values that these results are for."""
     root: str = ""
     name: str = ""
+    owner: str = ""
+    owners: tuple[Match, ...] = ()
 
     def __str__(self) -> str:
         found = [f"{self.key} -> {match.target} ({match.rule.id})" for match in self.matches]
@@ -76,14 +80,19 @@ def explain(
 
 def _explain_key(rules: RuleSet, fqn: str) -> Explanation:
     root, name = _find_name(rules, fqn)
+    matches = tuple(rules.match(name))
+    weights = () if matches or rules.unmatched == "drop" else list_owners(name)
+    owner = next((each for each in weights if rules.match(each)), "")
     return Explanation(
         fqn,
-        tuple(rules.match(name)),
+        matches,
         tuple((rule, stop) for rule in rules.everything if (stop := rule.find_stop(name)) is not None),
         rules.unmatched,
         {param: rules.params[param] for param in rules.key_params},
         root,
         name,
+        owner,
+        tuple(rules.match(owner)) if owner else (),
     )
 
 
@@ -97,6 +106,14 @@ def _find_name(rules: RuleSet, fqn: str) -> tuple[str, str]:
             return root, name[len(root) + 1 :]
     if rules.match(name) or declared:
         return "", name
+    if any(rules.match(each) for each in list_owners(name)):
+        return "", name
     roots = [root.path for root in list_roots([name])]
-    found = [root for root in roots if any(each.rule.kind == "rule" for each in rules.match(name[len(root) + 1 :]))]
+    found = [root for root in roots if _is_read(rules, name[len(root) + 1 :])]
     return (found[0], name[len(found[0]) + 1 :]) if len(found) == 1 else ("", name)
+
+
+def _is_read(rules: RuleSet, name: str) -> bool:
+    """Return whether a rule matches a key, or the weight that it may belong to."""
+    found = rules.match(name) or [match for each in list_owners(name) for match in rules.match(each)]
+    return any(match.rule.kind == "rule" for match in found)

@@ -29,6 +29,12 @@ COMPANION_LEAVES = ("scale", "scales", "scale_inv", "zeros", "qzeros", "zero_poi
 WEIGHT_LEAVES = ("weight", "qweight", "weight_packed", "packed_weight", "W_q")
 """Last segments of weights that a bare `scale` can belong to."""
 
+MODULE_LEAVES = ("input_scale", "scale_input", "input_global_scale", "activation_scale", "comfy_quant")
+"""Last segments of what belongs to the input of a module, or describes its format, and is in no weight's value."""
+
+MARKER = "scaled_fp8"
+"""The last segment of the tensor that marks a file of scaled weights for ComfyUI; it belongs to no module."""
+
 _PACKED = ("_packed", "_blocks", "_quantized", "_q")
 QUANT_STATE = ".quant_state."
 """The text between the name of a weight and the names in its bitsandbytes state."""
@@ -51,19 +57,78 @@ def can_have_companions(fqns: Iterable[str]) -> bool:
     return any(fqn.endswith(_ENDINGS) or fqn in COMPANION_LEAVES or _INSIDE.search(fqn) is not None for fqn in fqns)
 
 
+Kind = tuple[str, str]
+"""How the name of a companion is made of that of its weight: what it stands at, and the text that is added there."""
+
+_LEAF, _MODULE, _STATE = "leaf", "module", "state"
+
+
+def _list_kinds(weight: str) -> Iterator[tuple[Kind, str]]:
+    """Yield each way to name a companion of a weight, and the name: of its value first, then of its module."""
+    head, dot, leaf = weight.rpartition(".")
+    packed = next((leaf.removesuffix(each) for each in _PACKED if leaf.endswith(each)), None)
+    for place, stem in (("stem", leaf), ("packed", packed)):
+        if stem is not None:
+            yield from (((place, each), f"{head}{dot}{stem}{each}") for each in COMPANION_SUFFIXES)
+            yield from (((place, each), f"{head}{dot}{each}{stem}") for each in COMPANION_PREFIXES)
+    is_plain = leaf in WEIGHT_LEAVES
+    if is_plain:
+        yield from (((_LEAF, each), f"{head}{dot}{each}") for each in COMPANION_LEAVES)
+    before = f"{head}{dot}" if is_plain else f"{weight}_"
+    yield from (((_MODULE, each), f"{before}{each}") for each in MODULE_LEAVES)
+
+
 def list_spellings(weight: str) -> Iterator[str]:
     """Yield every possible name of a companion of a weight, except bitsandbytes states.
 
     >>> [name for name in list_spellings("m.weight") if "scale" in name][:3]
     ['m.weight_scale', 'm.weight_scales', 'm.weight_scale_inv']
     """
-    head, dot, leaf = weight.rpartition(".")
-    packed = next((leaf.removesuffix(each) for each in _PACKED if leaf.endswith(each)), None)
-    for stem in (leaf,) if packed is None else (leaf, packed):
-        yield from (f"{head}{dot}{stem}{each}" for each in COMPANION_SUFFIXES)
-        yield from (f"{head}{dot}{each}{stem}" for each in COMPANION_PREFIXES)
-    if leaf in WEIGHT_LEAVES:
-        yield from (f"{head}{dot}{each}" for each in COMPANION_LEAVES)
+    return (name for (place, _), name in _list_kinds(weight) if place != _MODULE)
+
+
+def read_kind(companion: str, weight: str) -> Kind | None:
+    """Return the kind of a companion of a weight, or None if its name is not that of one.
+
+    >>> read_kind("m.scale_weight", "m.weight"), read_kind("m.input_scale", "m.weight")
+    (('stem', 'scale_'), ('module', 'input_scale'))
+    """
+    if companion.startswith(weight + QUANT_STATE):
+        return _STATE, companion[len(weight) :]
+    return next((kind for kind, name in _list_kinds(weight) if name == companion), None)
+
+
+def spell_kind(kind: Kind, weight: str) -> str | None:
+    """Return the name of the companion of a kind that a weight has; None if a weight of this name cannot have it.
+
+    >>> spell_kind(("stem", "_scale_inv"), "experts.gate_up_proj"), spell_kind(("leaf", "scale"), "m.gate_up_proj")
+    ('experts.gate_up_proj_scale_inv', None)
+    """
+    if kind[0] == _STATE:
+        return weight + kind[1]
+    return next((name for each, name in _list_kinds(weight) if each == kind), None)
+
+
+def is_of_module(kind: Kind) -> bool:
+    """Return whether companions of a kind belong to the input or the format of a module, not to a weight's value."""
+    return kind[0] == _MODULE
+
+
+def list_owners(companion: str) -> Iterator[str]:
+    """Yield every name of a weight that a companion of this name could belong to.
+
+    >>> list(list_owners("m.weight_scale"))[:2], "m.weight" in list_owners("m.input_scale")
+    (['m.weight', 'm.weight_packed'], True)
+    """
+    if QUANT_STATE in companion:
+        yield companion.partition(QUANT_STATE)[0]
+    head, dot, leaf = companion.rpartition(".")
+    stems = [companion.removesuffix(each) for each in COMPANION_SUFFIXES if companion.endswith(each)]
+    stems += [f"{head}{dot}{leaf.removeprefix(each)}" for each in COMPANION_PREFIXES if leaf.startswith(each)]
+    yield from (f"{stem}{packed}" for stem in stems for packed in ("", *_PACKED))
+    if leaf in COMPANION_LEAVES or leaf in MODULE_LEAVES:
+        yield from (f"{head}{dot}{each}" for each in WEIGHT_LEAVES)
+    yield from (companion.removesuffix(f"_{each}") for each in MODULE_LEAVES if companion.endswith(f"_{each}"))
 
 
 def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
@@ -106,6 +171,32 @@ def find_scaled_weights(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str
     taken = {name for names in found.values() for name in names}
     # A scale may itself have 8 bits, but it is not a weight and has no companions.
     return {fqn: names for fqn, names in found.items() if names and fqn not in taken}
+
+
+def find_followers(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str, ...]]:
+    """Find what belongs to each weight of 8-bit or packed numbers: its companions, then those of its module.
+
+    >>> f8, one = TensorSpec("F8_E4M3", (8, 8)), TensorSpec("F32", ())
+    >>> find_followers({"m.weight": f8, "m.scale_weight": one, "n.weight": f8, "n.scale_input": one})
+    {'m.weight': ('m.scale_weight',), 'n.weight': ('n.scale_input',)}
+    """
+    found = find_scaled_weights(header)
+    taken = {name for names in found.values() for name in names}
+    for fqn, spec in header.items():
+        if fqn not in taken and can_be_scaled(fqn, spec):
+            kinds = _list_kinds(fqn)
+            if own := tuple(name for (place, _), name in kinds if place == _MODULE and name in header):
+                found[fqn] = (*found.get(fqn, ()), *own)
+    return found
+
+
+def is_marker(fqn: str) -> bool:
+    """Return whether a key is the one that marks a file of scaled weights for ComfyUI.
+
+    >>> is_marker("scaled_fp8"), is_marker("model.scaled_fp8"), is_marker("unscaled_fp8")
+    (True, True, False)
+    """
+    return fqn == MARKER or fqn.endswith(f".{MARKER}")
 
 
 def find_adapter_module(fqn: str) -> str | None:

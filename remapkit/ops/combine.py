@@ -55,7 +55,10 @@ class Combine:
         for name, spec, known in ((names[0], first, allowed), (names[1], second, seconds)):
             if spec.dtype not in known:
                 title = f"{self.kind} needs {join_words(known)}, but {name} is {spec.dtype}"
-                raise RefusedOp(title, "cast it first, or rename it without an operation", code="RK352")
+                help = "cast it first, or rename it without an operation"
+                if spec.dtype in QUANTIZED:
+                    help = "`dequantize` it if it has a scale, or rename it without an operation"
+                raise RefusedOp(title, help, code="RK352")
         if self.kind == "fold_weight_norm":
             self._check_norms(first, second, names)
         self.find_over(first)

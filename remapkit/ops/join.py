@@ -174,7 +174,10 @@ def _check_same_dtype(first: TensorSpec, spec: TensorSpec, one: str, other: str)
             )
     if spec.dtype != first.dtype:
         title = f"{other} is {spec.dtype} but {one} is {first.dtype}; add an explicit cast"
-        raise RefusedOp(title, "cast one of them in its entry: {path: ..., ops: [{cast: F32}]}", code="RK353")
+        help = "cast one of them in its entry: {path: ..., ops: [{cast: F32}]}"
+        if any(each.dtype.startswith("F8_") for each in (first, spec)):
+            help = "`dequantize` 8-bit numbers that have a scale; others can be cast: {path: ..., ops: [{cast: F32}]}"
+        raise RefusedOp(title, help, code="RK353")
 
 
 def infer_join(join: Join, specs: Sequence[TensorSpec], names: Sequence[str]) -> TensorSpec:

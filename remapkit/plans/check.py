@@ -11,6 +11,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remapkit.companions.names import (
+    can_be_scaled,
+    can_have_companions,
+    find_followers,
+    find_scaled_weights,
+    is_marker,
+)
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import count_noun, find_close_name, list_names
@@ -43,7 +50,8 @@ class Check:
     that the plan does not produce to a tied name that it does produce. `interchangeable` counts the targets that
     share their leaf and shape with another target: swapping those passes every check of names and shapes.
     `through_operations` are the targets of operations that keep the shape (a square transpose, rope, equal parts):
-    only a comparison of values can verify these.
+    only a comparison of values can verify these. `companions` are the scales of 8-bit and packed weights that the
+    target has as plain ones: they are not unexpected.
     """
 
     plan: ResolvedPlan
@@ -56,6 +64,7 @@ class Check:
     interchangeable: int
     strict_dtype: bool = False
     through_operations: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
 
     @property
     def matched(self) -> int:
@@ -89,7 +98,8 @@ class Check:
     def notes(self) -> tuple[Diagnostic, ...]:
         """Information on tied weights, different dtypes and interchangeable targets."""
         dtype = [] if self.strict_dtype else _report_dtype_mismatches(self, Severity.NOTE)
-        return (*_report_ties(self), *dtype, *_report_interchangeable(self), *_report_operations(self))
+        first = (*_report_ties(self), *dtype, *_report_companions(self))
+        return (*first, *_report_interchangeable(self), *_report_operations(self))
 
     def raise_for_problems(self) -> None:
         """Raise `FailedCheck` with all problems, if there are any."""
@@ -121,18 +131,34 @@ def make_check(plan: ResolvedPlan, target: StateDictSpec, *, strict_dtype: bool 
     target = target.with_recorded(fqn for fqn in target.recorded if fqn in moves)
     tied = _find_ties(target, moves)
     shapes, dtypes = _find_mismatches(moves, target)
+    companions = _find_target_companions(plan, target)
     return Check(
         plan=plan,
         target=target,
         missing_keys=tuple(fqn for fqn in target if fqn not in moves and fqn not in tied),
-        unexpected_keys=tuple(fqn for fqn in moves if fqn not in target),
+        unexpected_keys=tuple(fqn for fqn in moves if fqn not in target and fqn not in companions),
         shape_mismatches=shapes,
         dtype_mismatches=dtypes,
         satisfied_by_tie=tied,
         interchangeable=len(find_interchangeable(target)),
         strict_dtype=strict_dtype,
         through_operations=tuple(move.target for move in plan.moves if move.ops and _needs_values(move, plan.source)),
+        companions=tuple(fqn for fqn in moves if fqn in companions),
     )
+
+
+def _find_target_companions(plan: ResolvedPlan, target: StateDictSpec) -> frozenset[str]:
+    """Return the scales that the plan puts beside weights which the target has without scales, as plain numbers."""
+    if not can_have_companions(move.target for move in plan.moves):
+        return frozenset()
+    made = plan.target
+    plain = {
+        fqn: names
+        for fqn, names in find_followers(made).items()
+        if fqn in target and not can_be_scaled(fqn, target[fqn])
+    }
+    found = {name for names in plain.values() for name in names if name not in target}
+    return frozenset(found | ({fqn for fqn in made if is_marker(fqn) and fqn not in target} if found else set()))
 
 
 def _needs_values(move: Move, source: StateDictSpec) -> bool:
@@ -313,13 +339,16 @@ def _report_shape_mismatches(check: Check) -> list[Diagnostic]:
 
 
 def _report_dtype_mismatches(check: Check, severity: Severity) -> list[Diagnostic]:
+    help = "the bytes are copied unchanged; cast the model or the checkpoint if that is not intended"
+    if check.dtype_mismatches and find_scaled_weights(check.plan.target):
+        help = "the bytes are copied unchanged; scaled weights are converted by `dequantize`, never by a cast"
     return _report_mismatches(
         "RK313",
         "dtype",
         [(each, each.brought.dtype, each.wanted.dtype) for each in check.dtype_mismatches],
         check,
         severity,
-        "the bytes are copied unchanged; cast the model or the checkpoint if that is not intended",
+        help,
     )
 
 
@@ -364,6 +393,23 @@ def _report_ties(check: Check) -> list[Diagnostic]:
             severity=Severity.NOTE,
             place=check.target.name,
             values={"tied": dict(check.satisfied_by_tie)},
+        )
+    ]
+
+
+def _report_companions(check: Check) -> list[Diagnostic]:
+    if not check.companions:
+        return []
+    return [
+        Diagnostic(
+            "RK747",
+            f"{_count_keys(check.companions)} scaling weights that {check.target.name} has unscaled: "
+            "names and shapes of these weights were checked, not their scales",
+            notes=(list_names(check.companions),),
+            help=("whoever loads the result must multiply by the scales; or `dequantize` the weights with them",),
+            severity=Severity.NOTE,
+            place=check.plan.source.name,
+            values={"companions": list(check.companions)},
         )
     ]
 

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.companions.names import (
@@ -22,6 +22,7 @@ from remapkit.companions.names import (
     find_companions,
     find_scaled_weights,
     is_companion_of,
+    read_kind,
 )
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
 from remapkit.diagnostics.wording import count_noun, join_words, list_names
@@ -29,13 +30,17 @@ from remapkit.ops.base import Op
 from remapkit.ops.dtype import CastOp, ScaleOp
 from remapkit.ops.join import FillOp, Join
 from remapkit.ops.shape import ReshapeOp, Squeeze, Unsqueeze
-from remapkit.plans.follow import can_follow, describe_op, find_follow_fault
+from remapkit.plans.follow import Follower, can_follow, describe_op, find_follow_fault, list_steps
 from remapkit.plans.moves import Dropped, Move, RuleRef
+from remapkit.plans.spread import DEQUANTIZE, NoCounterpart
 from remapkit.tensors.dtypes import is_exact_cast
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 _FACTOR = re.compile(r"lora(?:_linear_layer|_embedding)?[._](up|down|mid|A|B)(?:\.|$)")
 NEUTRAL = "if it changes nothing (a scale of 1, an alpha that equals its LoRA rank), add {path: ..., neutral: true}"
+
+
+UNLIKE = NoCounterpart("its scales are moved in another way")
 
 
 @dataclass(slots=True)
@@ -47,15 +52,21 @@ class Judged:
 
 
 def judge_companions(
-    source: StateDictSpec, moves: Sequence[Move], dropped: Sequence[Dropped], neutral: frozenset[str]
+    follower: Follower,
+    source: StateDictSpec,
+    moves: Sequence[Move],
+    dropped: Sequence[Dropped],
+    neutral: frozenset[str],
+    refused: Collection[str] = (),
 ) -> Judged:
     """Report every way in which moves and drops would change scaled weights and adapters.
 
-    `neutral` has the ids of the drops that the author declares to have no effect.
+    `neutral` has the ids of the drops that the author declares to have no effect; `refused` are weights of which it
+    is said already that their companions cannot follow. Scales may do what `follower` would do with them.
     """
     if not (can_have_companions(source) or can_have_companions(move.target for move in moves)):
         return Judged()
-    return _Judge(source, moves, dropped, neutral).judge_moves()
+    return _Judge(follower, source, moves, dropped, neutral, refused).judge_moves()
 
 
 @dataclass(slots=True)
@@ -68,9 +79,16 @@ class _Fault:
 
 class _Judge:
     def __init__(
-        self, source: StateDictSpec, moves: Sequence[Move], dropped: Sequence[Dropped], neutral: frozenset[str]
+        self,
+        follower: Follower,
+        source: StateDictSpec,
+        moves: Sequence[Move],
+        dropped: Sequence[Dropped],
+        neutral: frozenset[str],
+        refused: Collection[str],
     ) -> None:
-        self.source, self.moves = source, moves
+        self.follower, self.source, self.moves = follower, source, moves
+        self.refused = refused
         self.dropped = {gone.fqn: gone.rule for gone in dropped}
         self.neutral = neutral
         self.scaled = find_scaled_weights(source)
@@ -90,7 +108,7 @@ class _Judge:
 
     def judge_moves(self) -> Judged:
         for weight, companions in self.scaled.items():
-            for move in self.of.get(weight, ()):
+            for move in self.of.get(weight, ()) if weight not in self.refused else ():
                 if _is_dequantized(move, weight, companions) or self._judge_following(weight, move):
                     continue
                 self._judge_weight(weight, companions, move)
@@ -148,16 +166,40 @@ class _Judge:
         names = [name for each in kinds for name in each]
         if not all(name in self.of for name in names) or {len(each) for each in kinds} != {len(kinds[0]) or 1}:
             return False
+        columns = list(zip(*kinds, strict=True))
+        faults = [self._find_unlike(move, scales) for scales in columns] if move.ops else [UNLIKE]
+        if not any(faults):
+            return True
         if not can_follow(move.ops, self.source[weight], names):
             return False
-        for scales in zip(*kinds, strict=True) if weight == move.sources[0] else ():
-            images = [each for each in self.of[scales[0]] if self._is_companion(each.target, move.target)]
-            if fault := find_follow_fault(move, scales, images, self.source):
+        for scales, known in zip(columns, faults, strict=True) if weight == move.sources[0] else ():
+            images = self._list_images(scales, move)
+            if known and (fault := find_follow_fault(move, scales, images, self.source)):
                 shown = f"{', '.join(move.sources[:2])} ({self.source[weight]}), scaled by {join_words(scales, 2)}"
-                title = f"{describe_op(move.ops[0])} of a scaled weight: {fault}"
-                help = "or `dequantize` the weight with its scale first: the result is a plain float"
+                has_reason = self.follower.block is not None and known is not UNLIKE
+                title = f"{describe_op(move.ops[0])} of a scaled weight: {known if has_reason else fault}"
+                help = "; ".join(known.help) if has_reason else f"or {DEQUANTIZE}"
                 self._add_fault("RK362", title, help, move.rule, shown)
         return True
+
+    def _list_images(self, scales: Sequence[str], move: Move) -> list[Move]:
+        """Return the moves of the scales of a weight whose targets belong to that of the weight."""
+        return [each for each in self.of[scales[0]] if self._is_companion(each.target, move.target)]
+
+    def _find_unlike(self, move: Move, scales: Sequence[str]) -> NoCounterpart | None:
+        """Return why no move of these scales is the one that keeps the value of the weight; None if one is."""
+        kind = read_kind(scales[0], move.sources[0])
+        if kind is None:
+            return UNLIKE
+        try:
+            ops, _ = self.follower.follow(move, scales, kind)
+        except NoCounterpart as reason:
+            return reason
+        specs = [self.source[fqn] for fqn in scales]
+        wanted = list_steps(ops, specs)
+        images = self._list_images(scales, move)
+        alike = (each.sources == tuple(scales) and list_steps(each.ops, specs) == wanted for each in images)
+        return None if any(alike) else UNLIKE
 
     def _judge_companion(self, companion: str, weight: str, move: Move) -> None:
         """Check one companion of a weight that becomes `move.target`."""

@@ -10,11 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.plans.companions import judge_companions
 from remapkit.plans.compose import compose_plans
+from remapkit.plans.follow import Follower
+from remapkit.plans.followed import Followed, find_block, follow_companions
 from remapkit.plans.groups import Gathered, SourceGroups
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
@@ -30,6 +33,7 @@ from remapkit.plans.problems import (
 )
 from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
 from remapkit.plans.rounding import report_roundings
+from remapkit.plans.spread import Block
 from remapkit.plans.stale_metadata import report_metadata
 from remapkit.rules.counted import count_params, report_counts
 from remapkit.rules.model import CompiledRules, Match, Rule
@@ -44,18 +48,20 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
     `root` is where the header was found in its file; messages name it. The plans of a route become one: its moves
     read the header, and nothing between.
     """
-    plan = _plan_part(rules, header, root)
+    whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
+    block, wrong = find_block(rules, whole) if can_have_companions(whole) else (None, [])
+    plan = _plan_part(rules, whole, root, block)
+    plan = replace(plan, problems=(*plan.problems, *wrong)) if wrong else plan
     for part in rules.after:
         if plan.problems:
             break
         between = replace(plan.target, name=f"{plan.source.name}, after {plan.name}")
-        plan = compose_plans(plan, _plan_part(part, between, ""))
+        plan = compose_plans(plan, _plan_part(part, between, "", block))
     return replace(plan, name=rules.name)
 
 
-def _plan_part(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorSpec], root: str) -> ResolvedPlan:
-    """Make the plan of the rules of one file."""
-    whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
+def _plan_part(rules: CompiledRules, whole: StateDictSpec, root: str, block: Block | None) -> ResolvedPlan:
+    """Make the plan of the rules of one file; `block` is the size of the blocks that scales are for."""
     try:
         rules = count_params(rules, whole)
     except InvalidRules as error:
@@ -63,7 +69,10 @@ def _plan_part(rules: CompiledRules, header: StateDictSpec | Mapping[str, Tensor
     source, renamed = sort_recorded(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide_moves(rules, source, matches)
-    judged = judge_companions(source, moves, dropped, rules.neutral)
+    follower = Follower(source, block)
+    followed = follow_companions(rules, follower, source, matches, moves, dropped)
+    moves, dropped, unmatched = _merge_followed(followed, source, moves, dropped, unmatched)
+    judged = judge_companions(follower, source, moves, dropped, rules.neutral, followed.refused)
     problems = [
         *report_no_tensors(source),
         *report_impossible_targets(source, moves),
@@ -71,6 +80,7 @@ def _plan_part(rules: CompiledRules, header: StateDictSpec | Mapping[str, Tensor
         *report_unmatched_keys(rules, source, unmatched, root),
         *report_ambiguous_matches(source, matches),
         *gathered.problems,
+        *followed.problems,
         *report_collisions(source, moves),
         *judged.problems,
         *find_unmet_requirements(rules, source),
@@ -92,6 +102,7 @@ def _plan_part(rules: CompiledRules, header: StateDictSpec | Mapping[str, Tensor
                 *report_unused_entries(rules, used, entries),
                 *report_roundings(moves, source),
                 *judged.warnings,
+                *followed.notes,
                 *(report_metadata(source, replaced) if not problems else ()),
                 *report_counts(rules, whole, whole.name),
             )
@@ -138,6 +149,24 @@ def _decide_moves(
         both = sorted([*zip(places, moves, strict=True), *gathered.moves], key=lambda pair: pair[0])
         moves = [move for _, move in both]
     return moves, dropped, unmatched, gathered
+
+
+def _merge_followed(
+    followed: Followed,
+    source: StateDictSpec,
+    moves: list[Move],
+    dropped: list[Dropped],
+    unmatched: list[str],
+) -> tuple[list[Move], list[Dropped], list[str]]:
+    """Return moves, drops and keys without a rule, with the companions that follow, in the header's order."""
+    if not followed.taken:
+        return moves, dropped, unmatched
+    places = {fqn: number for number, fqn in enumerate(source)}
+    others = [move for move in moves if move.rule is not UNMATCHED or move.target not in followed.taken]
+    moves = sorted(
+        [*others, *followed.moves], key=lambda move: min(map(places.__getitem__, move.sources), default=len(places))
+    )
+    return moves, [*dropped, *followed.dropped], [fqn for fqn in unmatched if fqn not in followed.taken]
 
 
 def _make_ref(rule: Rule) -> RuleRef:

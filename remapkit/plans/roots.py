@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from remapkit.companions.names import is_marker, list_owners
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.formats.reader import Reader
@@ -72,15 +73,25 @@ def group_by_root(fqns: Collection[str]) -> dict[str, list[str]]:
 def fits_whole(rules: CompiledRules, fqns: Collection[str], required: Collection[str] = ()) -> bool:
     """Return whether rules fit all of some keys: each is matched, most by `rules:`, and no required one is missing.
 
-    A `keep:`, a `drop:` or `unmatched:` that takes anything is no evidence.
+    A `keep:`, a `drop:` or `unmatched:` that takes anything is no evidence. The companions of a weight that is
+    matched need no rule, and are none either.
     """
-    by_rule = 0
+    names: set[str] = set()
+    by_rule = followed = 0
     for fqn in fqns:
         found = rules.match(fqn)
         if not found and rules.unmatched == "error":
-            return False
+            names = names or set(fqns)
+            if not _is_followed(rules, fqn, names):
+                return False
+            followed += 1
         by_rule += any(match.rule.kind == "rule" for match in found)
-    return 2 * by_rule > len(fqns) and set(required).issubset(fqns)
+    return 2 * by_rule > len(fqns) - followed and set(required).issubset(fqns)
+
+
+def _is_followed(rules: CompiledRules, fqn: str, names: Collection[str]) -> bool:
+    """Return whether a key that no rule matches may belong to a weight that one does."""
+    return is_marker(fqn) or any(each in names and rules.match(each) for each in list_owners(fqn))
 
 
 def find_roots(rules: CompiledRules, fqns: Collection[str], required: Collection[str] = ()) -> tuple[RootFit, ...]:
@@ -112,7 +123,9 @@ def list_near_roots(rules: CompiledRules, fqns: Collection[str]) -> list[RootFit
     for root, inside in groups:
         matches = [rules.match(fqn) for fqn in inside]
         if any(match.rule.kind == "rule" for each in matches for match in each):
-            matched = sum(map(bool, matches))
+            names = set(inside)
+            pairs = zip(inside, matches, strict=True)
+            matched = sum(bool(each) or _is_followed(rules, fqn, names) for fqn, each in pairs)
             found.append(RootFit(root, len(inside), matched, len(fqns) - len(inside)))
     return sorted(found, key=lambda fit: (not fit.is_whole, -fit.matched, fit.root))
 

@@ -10,6 +10,7 @@ from tests.core.plan_kit import F8, ONE, Header, codes, planned, warned
 SCALED: Header = {"m.weight": F8, "m.weight_scale": ONE}
 TWO: Header = {**SCALED, "m.weight_scale_2": ONE}
 PAIR: Header = {f"{m}.{leaf}": spec for m in "ab" for leaf, spec in (("weight", F8), ("weight_scale", ONE))}
+ROWS: Header = {fqn: ("F32", [256, 1]) if "scale" in fqn else spec for fqn, spec in PAIR.items()}
 ADAPTERS: Header = {
     **{f"{m}.lora_{x}.weight": ("F32", [4, 4]) for m in ("q", "k") for x in ("up", "down")},
     "q.alpha": ONE,
@@ -37,8 +38,9 @@ CASES: list[tuple[str, str, Header, list[str]]] = [
     ("one scale is reshaped", RESHAPE % "{reshape: [1]}", SCALED, []),
     ("one scale is cast and back", RESHAPE % "{cast: F64}, {unsqueeze: 0}", SCALED, []),
     ("one scale is rounded", RESHAPE % "{cast: BF16}", SCALED, ["RK363"]),
-    ("two rules, one fault each", "rules: [{id: a, path: a.weight, ops: [transpose], to: a.weight}, {id: b, path: b.weight, ops: [transpose], to: b.weight}]\nkeep: ['{m}.weight_scale']", PAIR, ["RK362", "RK362"]),
-    ("one rule, two faults", "rules: [{id: a, path: '{m}.weight', ops: [transpose], to: '{m}.weight'}]\nkeep: ['{m}.weight_scale']", PAIR, ["RK362"]),
+    ("two rules, one fault each", "rules: [{id: a, path: a.weight, ops: [transpose], to: a.weight}, {id: b, path: b.weight, ops: [transpose], to: b.weight}]\nkeep: ['{m}.weight_scale']", ROWS, ["RK362", "RK362"]),
+    ("one rule, two faults", "rules: [{id: a, path: '{m}.weight', ops: [transpose], to: '{m}.weight'}]\nkeep: ['{m}.weight_scale']", ROWS, ["RK362"]),
+    ("one number for all elements, wherever they go", "rules: [{id: a, path: '{m}.weight', ops: [transpose], to: '{m}.weight'}]\nkeep: ['{m}.weight_scale']", PAIR, []),
     ("adapters are joined", "rules: [{id: j, concat: {dim: 0, from: [q.lora_up.weight, k.lora_up.weight]}, to: j.weight}]\nkeep: ['{m}.lora_down.weight', '{m}.alpha']", ADAPTERS, ["RK362"]),
     ("an alpha beside a module of a longer name", "rules: [{id: a, path: q.alpha, to: q2.alpha}]\nkeep: ['{m}.{x:lora_up|lora_down}.weight', k.alpha]", ADAPTERS, ["RK364"]),
     ("adapters are renamed", "rules: [{id: a, path: 'q.{r:**}', to: 'q2.{r}'}]\nkeep: ['k.{r:**}']", ADAPTERS, []),

@@ -210,8 +210,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "adapters of different alphas are joined",
         "plans/companions.py",
-        "if len(set(move.sources)) > 1 and any(",
-        "if len(set(move.sources)) > 2 and any(",
+        "joined = len(set(move.sources)) > 1 and any(",
+        "joined = len(set(move.sources)) > 2 and any(",
         "adapters with alphas are not joined",
         COMPANIONS,
     ),

@@ -168,7 +168,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a key without a match does not count",
         "plans/roots.py",
-        '        if not found and rules.unmatched == "error":\n            return False\n',
+        "            if not _is_followed(rules, fqn, names):\n                return False\n",
         "",
         "a root fits only if all keys under it match",
         ROOTS,

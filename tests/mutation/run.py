@@ -41,6 +41,7 @@ from pathlib import Path
 from tests.mutation.fault import ROOT, Fault
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
+from tests.mutation.faults_companions import FAULTS as COMPANIONS
 from tests.mutation.faults_exam import FAULTS as EXAM
 from tests.mutation.faults_hints import FAULTS as HINTS
 from tests.mutation.faults_layouts import FAULTS as LAYOUTS
@@ -71,6 +72,7 @@ FAULTS: tuple[Fault, ...] = (
     *HINTS,
     *LAYOUTS,
     *CHECKS,
+    *COMPANIONS,
     *AUTHORING,
     *RELATIONS,
     *EXAM,

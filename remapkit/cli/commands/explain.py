@@ -31,10 +31,12 @@ def run(args: Namespace) -> CommandOutcome:
 
 
 def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
+    owners = [match.rule.id for match in explanation.owners]
     return {
         "key": explanation.key,
         **({"read_as": explanation.name, "root": explanation.root} if explanation.name != explanation.key else {}),
         **({"params": dict(explanation.params)} if explanation.params else {}),
+        **({"follows": {"weight": explanation.owner, "rules": owners}} if owners else {}),
         "matches": [
             {
                 "rule": match.rule.id,
@@ -65,6 +67,10 @@ def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]
         yield f"  with {', '.join(values)}"
     if not matches:
         yield f"  {UNMATCHED[explanation.unmatched]}"
+    for match in explanation.owners:
+        first, *more = match.targets or ("(dropped)",)
+        yield f"  follows {explanation.owner} if that has 8-bit or packed numbers"
+        yield f"    {match.rule.id} -> {first}{f' and {len(more)} more' if more else ''}"
     for match in matches:
         captures = ", ".join(f"{name} = {value!r}" for name, value in match.captures.items())
         first, *more = match.targets or ("(dropped)",)
