@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from remapkit.api.inputs import (
@@ -19,11 +19,13 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, join_words, suggest_name
-from remapkit.formats.options import make_read_options
+from remapkit.formats import Reader
+from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.make import make_plan
-from remapkit.plans.roots import choose_root, probe_root, take_root
+from remapkit.plans.model import ResolvedPlan
+from remapkit.plans.roots import settle_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target
 from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.registry.installed import packs
@@ -113,36 +115,15 @@ def check(
     (False, ('conv2.bias',))
     """
     named = NamedTarget(model, model_args, model_config, target_keys)
-    if ckpt is not None and keys is not None:
-        raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=("pass only one of them",)))
+    options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    source = _Source(ckpt, keys, options, allow_undecided)
     rule_sets = [resolve_rules(each, params, config) for each in list_rules(rules)]
-    choose = not rule_sets and (ckpt is not None or keys is not None)
+    choose = not rule_sets and source.is_named
     if not rule_sets:
         rule_sets = _find_packs(model, has_source=choose)
     findings = refuse_unproven(rule_sets, allow_undecided=allow_undecided)
-    options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
-    notes: list[Diagnostic] = []
-
-    def read_source(rules: RuleSet) -> tuple[StateDictSpec, str]:
-        if is_header(keys):
-            return header(keys), ""
-        path = cast("SourceLike | None", keys or ckpt)
-        if path is None:
-            return _read_declared_source(rules), ""
-        with open_source(path, options, rules=rules.file) as reader:
-            names = reader.header()
-            fit = probe_root(rules, names) if root is None else None
-            if root is None and fit is None:
-                fit = choose_root(rules, make_plan(rules, names))
-            reader = take_root(reader, fit) if fit is not None else reader
-            notes.extend(note for note in reader.notes if note not in notes)
-            return reader.header(), reader.root
-
-    def count(rules: RuleSet) -> tuple[RuleSet, StateDictSpec, str]:
-        source, found_root = read_source(rules)
-        return count_proven_params(rules, source, allow_undecided=allow_undecided), source, found_root
-
-    held = [_check_rules(rules, count, named, strict_dtype) for rules in rule_sets]
+    held = [_check_rules(each, source, named, strict_dtype) for each in rule_sets]
+    notes = source.notes
     if choose:
         number, note = _choose_fitting(held, str(model))
         held, notes = [held[number]], [note, *notes]
@@ -150,6 +131,47 @@ def check(
     report = _make_report(held, (*findings, *notes))
     log_diagnostics(report.diagnostics)
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The source that is named, if one is; it is read for each rule set, whose part of it may have its own root."""
+
+    ckpt: SourceLike | None
+    keys: Keys | SourceLike | None
+    options: ReadOptions
+    allow_undecided: bool
+    notes: list[Diagnostic] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` (RK609) for two sources."""
+        if self.ckpt is not None and self.keys is not None:
+            help = ("pass only one of them",)
+            raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=help))
+
+    @property
+    def is_named(self) -> bool:
+        return self.ckpt is not None or self.keys is not None
+
+    def count(self, rules: RuleSet) -> tuple[RuleSet, StateDictSpec, str]:
+        """Return the rules with the params that are counted in the source, its header, and the root of that."""
+        source, root = self._read(rules)
+        return count_proven_params(rules, source, allow_undecided=self.allow_undecided), source, root
+
+    def _read(self, rules: RuleSet) -> tuple[StateDictSpec, str]:
+        if is_header(self.keys):
+            return header(self.keys), ""
+        path = cast("SourceLike | None", self.keys or self.ckpt)
+        if path is None:
+            return _read_declared_source(rules), ""
+
+        def plan(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
+            return rules, make_plan(rules, reader.header())
+
+        with open_source(path, self.options, rules=rules.file) as opened:
+            reader, _ = settle_root(self.options.root, rules, opened, opened.header(), plan, take_root)
+            self.notes.extend(note for note in reader.notes if note not in self.notes)
+            return reader.header(), reader.root
 
 
 def _make_report(held: Sequence[TargetCheck], findings: Sequence[Diagnostic]) -> CheckReport:
@@ -241,12 +263,7 @@ def _find_model(rules: RuleSet) -> str | None:
     return target.model if target is not None else None
 
 
-def _check_rules(
-    rules: RuleSet,
-    count: Callable[[RuleSet], tuple[RuleSet, StateDictSpec, str]],
-    named: NamedTarget,
-    strict_dtype: bool,
-) -> TargetCheck:
+def _check_rules(rules: RuleSet, source: _Source, named: NamedTarget, strict_dtype: bool) -> TargetCheck:
     declared = None if named.option else find_declared_target(rules)
     if named.option is None and declared is None:
         raise UsageError(
@@ -256,8 +273,8 @@ def _check_rules(
                 help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
             )
         )
-    rules, source, root = count(rules)
-    plan = make_plan(rules, source, root)
+    rules, names, root = source.count(rules)
+    plan = make_plan(rules, names, root)
     if declared is not None and declared.model is None:
         return check_declared_target(rules, plan, strict_dtype=strict_dtype)
     target = read_target_header(declared) if declared is not None else named.read()

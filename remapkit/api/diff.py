@@ -19,7 +19,7 @@ from remapkit.formats.options import make_read_options
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves
-from remapkit.plans.roots import choose_root, find_target_prefix, probe_root, take_root
+from remapkit.plans.roots import find_target_prefix, settle_root, take_root
 from remapkit.plans.target_check import check_declared_target
 from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.sources.mounts import SourceLike
@@ -155,12 +155,12 @@ def _plan_side(reader: Reader, rules: RuleSet | None, root: str | None) -> tuple
     """Return a side under its only root where its rules fit, if no other is named, and their plan."""
     if rules is None:
         return reader, None
-    fit = probe_root(rules, reader.header()) if root is None else None
-    reader = take_root(reader, fit) if fit is not None else reader
-    plan = make_plan(rules, reader.header(), reader.root)
-    if root is None and fit is None and (fit := choose_root(rules, plan)) is not None:
-        reader = take_root(reader, fit)
-        plan = make_plan(rules, reader.header(), reader.root)
+
+    def plan_side(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
+        return rules, make_plan(rules, reader.header(), reader.root)
+
+    reader, planned = settle_root(root, rules, reader, reader.header(), plan_side, take_root)
+    _, plan = planned or plan_side(reader)
     if plan.problems:
         raise FailedCheck(hint_layout(plan.problems, reader.header(), rules.name))
     # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.

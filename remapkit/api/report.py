@@ -21,6 +21,7 @@ from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.source import Text
 from remapkit.files.text import write_texts
+from remapkit.formats import Reader
 from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.picture.model import Picture, make_picture
@@ -28,7 +29,7 @@ from remapkit.picture.page import make_page
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
-from remapkit.plans.roots import choose_root, take_root
+from remapkit.plans.roots import settle_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.proofs.model import Proof
 from remapkit.registry.identify import hint_layout
@@ -170,9 +171,12 @@ def _read_source(
         return read_declared_source(rules.file), "", ()
     if is_header(named):
         return header(named), "", ()
-    with open_source(named, options, rules=rules.file) as reader:  # type: ignore[arg-type]
-        fit = choose_root(rules, make_plan(rules, reader.header())) if options.root is None else None
-        reader = take_root(reader, fit) if fit is not None else reader
+
+    def plan(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
+        return rules, make_plan(rules, reader.header())
+
+    with open_source(named, options, rules=rules.file) as opened:  # type: ignore[arg-type]
+        reader, _ = settle_root(options.root, rules, opened, opened.header(), plan, take_root)
         return reader.header(), reader.root, tuple(reader.notes)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.apply import Written, apply, choose_outputs
+from remapkit.api.apply import Written, apply
+from remapkit.api.outputs import choose_outputs
 from remapkit.cli.arguments import get_writing_options
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome, TextTable
