@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from remapkit.api.adapter_options import AdapterOptions, open_below
+from remapkit.api.follow import FollowedAdapter, follow_adapter, refuse_beside_adapter
 from remapkit.api.inputs import (
     Keys,
     NamedTarget,
@@ -22,7 +24,7 @@ from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, format_bytes
 from remapkit.formats import Reader
-from remapkit.formats.options import make_read_options
+from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.plans.cast import cast_plan
 from remapkit.plans.check import Check, check_known_keys, make_check
 from remapkit.plans.layers import is_another_size
@@ -55,7 +57,8 @@ class Written(WrittenFiles):
     `moves` are the plan's moves in the order of writing, and `outputs` the targets that go to each output, with their
     prefixes. `check` is the check of the plan against its target, None
     if there is none; `checked` says how: `exact`, `layout` (only names and numbers of dimensions) or `no`.
-    `restored` says that an interrupted rename of the file was undone first. After a dry run `files` is empty.
+    `restored` says that an interrupted rename of the file was undone first. `beside` is the config that was written
+    beside an adapter. After a dry run `files` is empty.
     """
 
     plan: Plan
@@ -64,6 +67,7 @@ class Written(WrittenFiles):
     check: Check | None
     checked: str
     restored: bool = False
+    beside: tuple[Path, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def __str__(self) -> str:
@@ -104,9 +108,15 @@ def apply(
     allow_expand: bool = False,
     follow_links: bool = False,
     metadata_from: str | Path | None = None,
+    adapter_format: str | None = None,
+    fold_alpha: bool = False,
+    alpha: float | None = None,
+    base: object = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Prove the rules, plan, check, and write the checkpoint `source` under its new keys.
+
+    If it is an adapter (LoRA) of the model that the rules are for, its rules are derived (docs/adapters.md).
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
@@ -133,6 +143,11 @@ def apply(
         params, config: Values for the params of the rules; see `load`.
         root, strip, strict_pickle, allow_expand, follow_links: How `source` is read; see `open_checkpoint`.
         metadata_from: The file whose metadata are kept where those of several files contradict each other.
+        adapter_format: How an adapter is named: `peft`, `diffusers`, `kohya` or `comfy`; by default like the input.
+        fold_alpha: Multiply the alphas of an adapter into its up matrices, each module's own alpha / LoRA rank.
+        alpha: The alpha of all modules of an adapter, where the file has none.
+        base: The model that an adapter is for: a checkpoint, a manifest, a header, a module or `plugin.module:Class`.
+            By default the manifest that the rules declare as their source. `root` names an adapter's model prefix.
         progress: Called repeatedly with the bytes done and the bytes in total.
 
     Returns:
@@ -162,28 +177,56 @@ def apply(
     _refuse_two_targets(named, declared_target)
     out.check_source(source)
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    adapters = AdapterOptions(base, adapter_format, fold_alpha, alpha)
     with pause_collection(), ExitStack() as stack:
         rule_set = resolve_rules(rules, params, config)
         findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
         # A reader refuses a partly renamed file; restore it only for a caller that changes the file anyway.
         restored = in_place and not dry_run and recover(find_single_file(source))
-        reader = stack.enter_context(open_source(source, options, rules=rule_set.file, metadata_from=metadata_from))
-        refuse_contradictions(reader)
+        reader, adapters = _open(stack, rule_set, source, options, adapters, metadata_from)
         provenance = make_provenance(rule_set, name_source(source, reader))
-        reader, rule_set, plan = _plan_source(rule_set, reader, root, partial, allow_undecided)
+        names = reader.header()
+        adapter = follow_adapter(rule_set, names, adapters, options, reader, allow_undecided=allow_undecided)
+        if adapter is not None:
+            refuse_beside_adapter({"in-place": in_place, "dtype": bool(dtype), "partial": partial}, names.name)
+            rule_set, plan = adapter.rules, make_plan(adapter.rules, names, reader.root)
+        else:
+            reader, rule_set, plan = _plan_source(rule_set, reader, root, partial, allow_undecided)
         plan = plan if dtype is None else cast_plan(plan, dtype)
         checking = _Checking(named, declared_target, partial, strict_dtype)
-        held = checking.check(rule_set, plan, mounts)
+        held = checking.check(rule_set, plan, mounts, adapter)
         plan = held.check.plan if held.check else plan
         moves = sort_by_target(plan, held.check.target if held.check else None)
         outputs = out.divide(plan, moves, reader, source, provenance)
-        files = out.write(plan, moves, reader, outputs)
+        texts, inputs = (adapter.texts, adapter.read) if adapter is not None else ({}, ())
+        files, beside = out.write_with_texts(plan, moves, reader, outputs, texts, inputs)
     shared = () if untie else report_shared_ties(outputs, plan)
+    derived = adapter.notes if adapter is not None else ()
     # The plan reports dead rules in its warnings too.
     said = (finding for finding in findings if finding.code != "RK205")
-    diagnostics = (*said, *reader.notes, *plan.warnings, *held.notes, *shared)
+    diagnostics = (*said, *reader.notes, *derived, *plan.warnings, *held.notes, *shared)
     log_diagnostics(diagnostics)
-    return _summarize(files, plan, moves, outputs, held, restored, diagnostics)
+    written = _summarize(files, plan, moves, outputs, held, restored, diagnostics)
+    return replace(written, beside=beside)
+
+
+def _open(
+    stack: ExitStack,
+    rules: RuleSet,
+    source: SourceLike,
+    options: ReadOptions,
+    adapters: AdapterOptions,
+    metadata_from: str | Path | None,
+) -> tuple[Reader, AdapterOptions]:
+    """Open the source; the root may be the prefix of an adapter's modules, which is an option of the adapter then."""
+
+    def open_below_root(root: str | None) -> Reader:
+        own = replace(options, root=root)
+        return stack.enter_context(open_source(source, own, rules=rules.file, metadata_from=metadata_from))
+
+    reader, prefix = open_below(options.root, open_below_root)
+    refuse_contradictions(reader)
+    return reader, replace(adapters, prefix=prefix)
 
 
 def _refuse_two_targets(named: NamedTarget, declared_target: bool) -> None:
@@ -243,13 +286,21 @@ class _Checking:
     partial: bool
     strict_dtype: bool
 
-    def check(self, rules: RuleSet, plan: ResolvedPlan, mounts: Sequence[Mount] | None) -> TargetCheck:
+    def check(
+        self,
+        rules: RuleSet,
+        plan: ResolvedPlan,
+        mounts: Sequence[Mount] | None,
+        adapter: FollowedAdapter | None,
+    ) -> TargetCheck:
         """Check against the named target, else the declared one and the keys that the pack is known to read.
+
+        An adapter is checked against the part of that target which it changes.
 
         Raises `FailedCheck` with every problem; those of names say which outputs add prefixes to them.
         """
         try:
-            return self._check_target(rules, plan)
+            return self._check_target(rules, plan) if adapter is None else self._check_adapter(adapter, plan)
         except FailedCheck as error:
             raise FailedCheck(explain_prefixes(mounts or (), error.diagnostics)) from None
 
@@ -268,6 +319,14 @@ class _Checking:
         problems = held.problems if held.check is not None else plan.problems
         if problems or lacking:
             raise FailedCheck(hint_layout([*problems, *lacking], plan.source, rules.name))
+        return held
+
+    def _check_adapter(self, adapter: FollowedAdapter, plan: ResolvedPlan) -> TargetCheck:
+        held = adapter.check(
+            plan, self.named.read(), lambda own, whole: self._check_declared(own, whole, partial=True)
+        )
+        if problems := held.problems if held.check is not None else plan.problems:
+            raise FailedCheck(problems)
         return held
 
     def _check_declared(self, rules: RuleSet, plan: ResolvedPlan, partial: bool) -> TargetCheck:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from remapkit.api.adapter_options import AdapterOptions, find_prefix, open_below
+from remapkit.api.follow import FollowedAdapter, check_against_model, follow_adapter, refuse_adapter_options
 from remapkit.api.inputs import (
     Keys,
     NamedTarget,
@@ -27,6 +30,7 @@ from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.roots import settle_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target
+from remapkit.registry.fit_adapters import is_adapter
 from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
@@ -80,8 +84,15 @@ def check(
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
+    adapter_format: str | None = None,
+    fold_alpha: bool = False,
+    alpha: float | None = None,
+    base: object = None,
 ) -> CheckReport:
     """Check rules against a source header and a target; nothing is written.
+
+    If the source is an adapter (LoRA), its rules are derived, and its modules and shapes are checked against those of
+    the target. Without rules, it is checked against the target as it is.
 
     Args:
         rules: A rule set, a pack's name or a path, or several. Default: every installed pack whose target is `model`;
@@ -97,6 +108,7 @@ def check(
         strict_dtype: Make a dtype mismatch an error.
         params, config: Values for the params of the rules; see `load`.
         root, strip, strict_pickle, allow_expand, follow_links: How `ckpt` is read; see `open_checkpoint`.
+        adapter_format, fold_alpha, alpha, base: How an adapter is read and named; see `apply`.
 
     Returns:
         `CheckReport`, also where a check fails: see its `ok`, or call `raise_for_problems`.
@@ -116,9 +128,12 @@ def check(
     """
     named = NamedTarget(model, model_args, model_config, target_keys)
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
-    source = _Source(ckpt, keys, options, allow_undecided)
+    adapters = AdapterOptions(base, adapter_format, fold_alpha, alpha)
+    source = _Source(ckpt, keys, options, adapters, allow_undecided)
     rule_sets = [resolve_rules(each, params, config) for each in list_rules(rules)]
     choose = not rule_sets and source.is_named
+    if choose and named.option and (adapter := source.read_adapter()) is not None:
+        return _check_adapter(adapter, named, source)
     if not rule_sets:
         rule_sets = _find_packs(model, has_source=choose)
     findings = refuse_unproven(rule_sets, allow_undecided=allow_undecided)
@@ -140,6 +155,7 @@ class _Source:
     ckpt: SourceLike | None
     keys: Keys | SourceLike | None
     options: ReadOptions
+    adapters: AdapterOptions
     allow_undecided: bool
     notes: list[Diagnostic] = field(default_factory=list)
 
@@ -153,25 +169,82 @@ class _Source:
     def is_named(self) -> bool:
         return self.ckpt is not None or self.keys is not None
 
-    def count(self, rules: RuleSet) -> tuple[RuleSet, StateDictSpec, str]:
-        """Return the rules with the params that are counted in the source, its header, and the root of that."""
-        source, root = self._read(rules)
-        return count_proven_params(rules, source, allow_undecided=self.allow_undecided), source, root
-
-    def _read(self, rules: RuleSet) -> tuple[StateDictSpec, str]:
+    def read(self, rules: RuleSet) -> _Read:
+        """Return the header of the source, and the rules with the params that are counted in it."""
         if is_header(self.keys):
-            return header(self.keys), ""
+            names = header(self.keys)
+            adapter = self._follow(rules, names, find_prefix(self.options.root))
+            return self._count(rules, names) if adapter is None else self._take(adapter, names)
         path = cast("SourceLike | None", self.keys or self.ckpt)
         if path is None:
-            return _read_declared_source(rules), ""
+            refuse_adapter_options(self.adapters, rules, names := _read_declared_source(rules))
+            return self._count(rules, names)
 
         def plan(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
             return rules, make_plan(rules, reader.header())
 
-        with open_source(path, self.options, rules=rules.file) as opened:
+        with ExitStack() as stack:
+            opened, prefix = self._open(stack, path, rules)
+            if (adapter := self._follow(rules, opened.header(), prefix, opened)) is not None:
+                self._note(opened.notes)
+                return self._take(adapter, opened.header(), opened.root)
             reader, _ = settle_root(self.options.root, rules, opened, opened.header(), plan, take_root)
-            self.notes.extend(note for note in reader.notes if note not in self.notes)
-            return reader.header(), reader.root
+            self._note(reader.notes)
+            return self._count(rules, reader.header(), reader.root)
+
+    def _take(self, adapter: FollowedAdapter, names: StateDictSpec, root: str = "") -> _Read:
+        self._note(adapter.notes)
+        return _Read(adapter.rules, names, root, adapter)
+
+    def _count(self, rules: RuleSet, names: StateDictSpec, root: str = "") -> _Read:
+        return _Read(count_proven_params(rules, names, allow_undecided=self.allow_undecided), names, root)
+
+    def _follow(
+        self, rules: RuleSet, names: StateDictSpec, prefix: str | None = None, reader: Reader | None = None
+    ) -> FollowedAdapter | None:
+        own = replace(self.adapters, prefix=prefix)
+        return follow_adapter(rules, names, own, self.options, reader, allow_undecided=self.allow_undecided)
+
+    def read_adapter(self) -> tuple[StateDictSpec, str | None] | None:
+        """Return the header of the source and the prefix of its modules, if it is an adapter."""
+        if is_header(self.keys):
+            return (header(self.keys), find_prefix(self.options.root)) if is_adapter(self.keys) else None
+        with ExitStack() as stack:
+            reader, prefix = self._open(stack, cast("SourceLike", self.keys or self.ckpt), None)
+            self._note(reader.notes)
+            return (reader.header(), prefix) if is_adapter(reader.header()) else None
+
+    def _open(self, stack: ExitStack, path: SourceLike, rules: RuleSet | None) -> tuple[Reader, str | None]:
+        file = None if rules is None else rules.file
+        return open_below(
+            self.options.root,
+            lambda root: stack.enter_context(open_source(path, replace(self.options, root=root), rules=file)),
+        )
+
+    def _note(self, notes: Iterable[Diagnostic]) -> None:
+        self.notes.extend(note for note in notes if note not in self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A source as rules read it: the rules for it, its header and its root; and the adapter, if it is one."""
+
+    rules: RuleSet
+    header: StateDictSpec
+    root: str
+    adapter: FollowedAdapter | None = None
+
+
+def _check_adapter(adapter: tuple[StateDictSpec, str | None], named: NamedTarget, source: _Source) -> CheckReport:
+    """Check an adapter as it is against the model or the checkpoint that is named."""
+    if given := source.adapters.given:
+        title = f"{join_words(given)} needs rules: without them, an adapter is checked as it is"
+        raise UsageError(Diagnostic("RK609", title, help=("name the rules: remapkit check RULES --ckpt LORA",)))
+    model, (names, prefix) = named.read(), adapter
+    assert model is not None
+    report = _make_report([check_against_model(names, model, prefix)], source.notes)
+    log_diagnostics(report.diagnostics)
+    return report
 
 
 def _make_report(held: Sequence[TargetCheck], findings: Sequence[Diagnostic]) -> CheckReport:
@@ -273,12 +346,14 @@ def _check_rules(rules: RuleSet, source: _Source, named: NamedTarget, strict_dty
                 help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
             )
         )
-    rules, names, root = source.count(rules)
-    plan = make_plan(rules, names, root)
-    if declared is not None and declared.model is None:
-        return check_declared_target(rules, plan, strict_dtype=strict_dtype)
-    target = read_target_header(declared) if declared is not None else named.read()
-    assert target is not None
+    read = source.read(rules)
+    plan = make_plan(read.rules, read.header, read.root)
+    is_manifest = declared is not None and declared.model is None
+    target = None if is_manifest else read_target_header(declared) if declared is not None else named.read()
+    if read.adapter is not None:
+        return read.adapter.check(plan, target, lambda own, whole: check_declared_target(own, whole, partial=True))
+    if target is None:
+        return check_declared_target(read.rules, plan, strict_dtype=strict_dtype)
     return TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact")
 
 

@@ -40,7 +40,7 @@ from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.sources.parts import find_only_path, list_parts
 from remapkit.tensors.spec import StateDictSpec
-from remapkit.write.beside import CopiesBeside, list_beside
+from remapkit.write.beside import FilesBeside, list_beside
 from remapkit.write.outputs import OutputsLike, read_outputs
 
 
@@ -140,7 +140,7 @@ def convert(
     route, rules = _choose_route(graph.find_routes(fit.layout, end, via), header, params, config)
     notes = [*_note_root(fit), *_refuse_losses(rules, header, partial=partial)]
     copying = with_files and not dry_run
-    with CopiesBeside(files if copying else (), _find_folder(output), force=force) as copies:
+    with FilesBeside(files if copying else (), _find_folder(output), force=force) as copies:
         written = apply(
             rules,
             source,
@@ -344,7 +344,7 @@ def _report_unknown(found: Identification, start: str | None) -> Diagnostic:
     if found.adapters:
         what = join_words(each.layout for each in found.adapters)
         title = f"{found.name} is an adapter (LoRA) of {what}: packs convert the weights of models"
-        return Diagnostic("RK663", title, help=("convert the model, and merge or load the adapter there",))
+        return Diagnostic("RK663", title, help=("`apply` derives its rules: remapkit apply PACK LORA",))
     near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
     near += tuple(f"{each.title} ({join_words(each.notes)})" for each in found.diagnostics)
     if start is not None:

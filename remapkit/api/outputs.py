@@ -10,6 +10,7 @@ from remapkit.api.sizes import parse_size
 from remapkit.compute.move_bytes import refuse_unequal_merges
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.wording import join_words
 from remapkit.files.errors import make_unwritable
 from remapkit.files.index_names import is_index
 from remapkit.formats import Reader
@@ -19,6 +20,7 @@ from remapkit.sources.joined import JoinedReader
 from remapkit.sources.mounts import Mount, SourceLike
 from remapkit.sources.parts import find_only_path, list_parts
 from remapkit.write.apply import default_output
+from remapkit.write.beside import FilesBeside
 from remapkit.write.execute import (
     KNOWN_SUFFIXES,
     WrittenFiles,
@@ -29,6 +31,7 @@ from remapkit.write.execute import (
 )
 from remapkit.write.layout import split_ties
 from remapkit.write.outputs import Output, OutputsLike, make_outputs, read_outputs
+from remapkit.write.targets import check_folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,25 @@ class Writing:
         outputs = make_outputs(mounts, moves, plan, own, provenance)
         refuse_same_output(outputs, self.shard_size is not None)
         return outputs
+
+    def write_with_texts(
+        self,
+        plan: ResolvedPlan,
+        moves: Sequence[Move],
+        reader: Reader,
+        outputs: Sequence[Output],
+        texts: Mapping[str, str],
+        inputs: Sequence[Path],
+    ) -> tuple[WrittenFiles, tuple[Path, ...]]:
+        """Write the outputs, and texts beside them by name: all of it or nothing; none of `inputs` is replaced."""
+        if not texts or self.dry_run:
+            return self.write(plan, moves, reader, outputs), ()
+        if len(outputs) != 1 or outputs[0].prefix:
+            title = f"{join_words(texts)} belongs beside one file, and the outputs are several, or have a prefix"
+            raise UsageError(Diagnostic("RK609", title, help=("name one output, without a prefix: -o OUT",)))
+        check_folders([outputs[0].path])
+        with FilesBeside((), outputs[0].path.parent, force=self.force, texts=texts, inputs=inputs) as beside:
+            return self.write(plan, moves, reader, outputs), beside.commit()
 
     def write(
         self, plan: ResolvedPlan, moves: Sequence[Move], reader: Reader, outputs: Sequence[Output]

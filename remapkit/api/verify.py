@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from remapkit.api.inputs import Keys, is_header, list_files_read, list_rule_files, refuse_unproven
-from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules_of_one_file
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
@@ -109,9 +109,9 @@ def verify(
     """
     arguments = dict(locals())
     options = make_read_options(root, strip)
-    rule_set = resolve_rules_of_one_file(rules, params, config)
+    rule_set = resolve_rules(rules, params, config)
     findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
-    if write and rule_set.file.path is None:
+    if write and (rule_set.after or rule_set.file.path is None):
         raise UsageError(Diagnostic("RK609", "--write keeps the witness beside a rule file, but there is none"))
     if oracle is not None:
         verdicts = _verify_by_oracle(
