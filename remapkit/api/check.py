@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from remapkit.api.adapter_options import AdapterOptions, find_prefix, open_below
+from remapkit.api.follow import FollowedAdapter, check_against_model, follow_adapter, refuse_adapter_options
 from remapkit.api.inputs import (
     Keys,
     NamedTarget,
@@ -19,12 +22,15 @@ from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, join_words, suggest_name
-from remapkit.formats.options import make_read_options
+from remapkit.formats import Reader
+from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.plans.check import Check, make_check
 from remapkit.plans.make import make_plan
-from remapkit.plans.roots import choose_root, probe_root, take_root
+from remapkit.plans.model import ResolvedPlan
+from remapkit.plans.roots import settle_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target
+from remapkit.registry.fit_adapters import is_adapter
 from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.registry.installed import packs
 from remapkit.sources.declared import read_declared_source
@@ -78,8 +84,15 @@ def check(
     strict_pickle: bool = False,
     allow_expand: bool = False,
     follow_links: bool = False,
+    adapter_format: str | None = None,
+    fold_alpha: bool = False,
+    alpha: float | None = None,
+    base: object = None,
 ) -> CheckReport:
     """Check rules against a source header and a target; nothing is written.
+
+    If the source is an adapter (LoRA), its rules are derived, and its modules and shapes are checked against those of
+    the target. Without rules, it is checked against the target as it is.
 
     Args:
         rules: A rule set, a pack's name or a path, or several. Default: every installed pack whose target is `model`;
@@ -95,6 +108,7 @@ def check(
         strict_dtype: Make a dtype mismatch an error.
         params, config: Values for the params of the rules; see `load`.
         root, strip, strict_pickle, allow_expand, follow_links: How `ckpt` is read; see `open_checkpoint`.
+        adapter_format, fold_alpha, alpha, base: How an adapter is read and named; see `apply`.
 
     Returns:
         `CheckReport`, also where a check fails: see its `ok`, or call `raise_for_problems`.
@@ -113,41 +127,122 @@ def check(
     (False, ('conv2.bias',))
     """
     named = NamedTarget(model, model_args, model_config, target_keys)
-    if ckpt is not None and keys is not None:
-        raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=("pass only one of them",)))
+    options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    adapters = AdapterOptions(base, adapter_format, fold_alpha, alpha)
+    source = _Source(ckpt, keys, options, adapters, allow_undecided)
     rule_sets = [resolve_rules(each, params, config) for each in list_rules(rules)]
-    choose = not rule_sets and (ckpt is not None or keys is not None)
+    choose = not rule_sets and source.is_named
+    if choose and named.option and (adapter := source.read_adapter()) is not None:
+        return _check_adapter(adapter, named, source)
     if not rule_sets:
         rule_sets = _find_packs(model, has_source=choose)
     findings = refuse_unproven(rule_sets, allow_undecided=allow_undecided)
-    options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
-    notes: list[Diagnostic] = []
-
-    def read_source(rules: RuleSet) -> tuple[StateDictSpec, str]:
-        if is_header(keys):
-            return header(keys), ""
-        path = cast("SourceLike | None", keys or ckpt)
-        if path is None:
-            return _read_declared_source(rules), ""
-        with open_source(path, options, rules=rules.file) as reader:
-            names = reader.header()
-            fit = probe_root(rules, names) if root is None else None
-            if root is None and fit is None:
-                fit = choose_root(rules, make_plan(rules, names))
-            reader = take_root(reader, fit) if fit is not None else reader
-            notes.extend(note for note in reader.notes if note not in notes)
-            return reader.header(), reader.root
-
-    def count(rules: RuleSet) -> tuple[RuleSet, StateDictSpec, str]:
-        source, found_root = read_source(rules)
-        return count_proven_params(rules, source, allow_undecided=allow_undecided), source, found_root
-
-    held = [_check_rules(rules, count, named, strict_dtype) for rules in rule_sets]
+    held = [_check_rules(each, source, named, strict_dtype) for each in rule_sets]
+    notes = source.notes
     if choose:
         number, note = _choose_fitting(held, str(model))
         held, notes = [held[number]], [note, *notes]
         findings = refuse_unproven([rule_sets[number]], allow_undecided=allow_undecided)
     report = _make_report(held, (*findings, *notes))
+    log_diagnostics(report.diagnostics)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The source that is named, if one is; it is read for each rule set, whose part of it may have its own root."""
+
+    ckpt: SourceLike | None
+    keys: Keys | SourceLike | None
+    options: ReadOptions
+    adapters: AdapterOptions
+    allow_undecided: bool
+    notes: list[Diagnostic] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` (RK609) for two sources."""
+        if self.ckpt is not None and self.keys is not None:
+            help = ("pass only one of them",)
+            raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=help))
+
+    @property
+    def is_named(self) -> bool:
+        return self.ckpt is not None or self.keys is not None
+
+    def read(self, rules: RuleSet) -> _Read:
+        """Return the header of the source, and the rules with the params that are counted in it."""
+        if is_header(self.keys):
+            names = header(self.keys)
+            adapter = self._follow(rules, names, find_prefix(self.options.root))
+            return self._count(rules, names) if adapter is None else self._take(adapter, names)
+        path = cast("SourceLike | None", self.keys or self.ckpt)
+        if path is None:
+            refuse_adapter_options(self.adapters, rules, names := _read_declared_source(rules))
+            return self._count(rules, names)
+
+        def plan(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
+            return rules, make_plan(rules, reader.header())
+
+        with ExitStack() as stack:
+            opened, prefix = self._open(stack, path, rules)
+            if (adapter := self._follow(rules, opened.header(), prefix, opened)) is not None:
+                self._note(opened.notes)
+                return self._take(adapter, opened.header(), opened.root)
+            reader, _ = settle_root(self.options.root, rules, opened, opened.header(), plan, take_root)
+            self._note(reader.notes)
+            return self._count(rules, reader.header(), reader.root)
+
+    def _take(self, adapter: FollowedAdapter, names: StateDictSpec, root: str = "") -> _Read:
+        self._note(adapter.notes)
+        return _Read(adapter.rules, names, root, adapter)
+
+    def _count(self, rules: RuleSet, names: StateDictSpec, root: str = "") -> _Read:
+        return _Read(count_proven_params(rules, names, allow_undecided=self.allow_undecided), names, root)
+
+    def _follow(
+        self, rules: RuleSet, names: StateDictSpec, prefix: str | None = None, reader: Reader | None = None
+    ) -> FollowedAdapter | None:
+        own = replace(self.adapters, prefix=prefix)
+        return follow_adapter(rules, names, own, self.options, reader, allow_undecided=self.allow_undecided)
+
+    def read_adapter(self) -> tuple[StateDictSpec, str | None] | None:
+        """Return the header of the source and the prefix of its modules, if it is an adapter."""
+        if is_header(self.keys):
+            return (header(self.keys), find_prefix(self.options.root)) if is_adapter(self.keys) else None
+        with ExitStack() as stack:
+            reader, prefix = self._open(stack, cast("SourceLike", self.keys or self.ckpt), None)
+            self._note(reader.notes)
+            return (reader.header(), prefix) if is_adapter(reader.header()) else None
+
+    def _open(self, stack: ExitStack, path: SourceLike, rules: RuleSet | None) -> tuple[Reader, str | None]:
+        file = None if rules is None else rules.file
+        return open_below(
+            self.options.root,
+            lambda root: stack.enter_context(open_source(path, replace(self.options, root=root), rules=file)),
+        )
+
+    def _note(self, notes: Iterable[Diagnostic]) -> None:
+        self.notes.extend(note for note in notes if note not in self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A source as rules read it: the rules for it, its header and its root; and the adapter, if it is one."""
+
+    rules: RuleSet
+    header: StateDictSpec
+    root: str
+    adapter: FollowedAdapter | None = None
+
+
+def _check_adapter(adapter: tuple[StateDictSpec, str | None], named: NamedTarget, source: _Source) -> CheckReport:
+    """Check an adapter as it is against the model or the checkpoint that is named."""
+    if given := source.adapters.given:
+        title = f"{join_words(given)} needs rules: without them, an adapter is checked as it is"
+        raise UsageError(Diagnostic("RK609", title, help=("name the rules: remapkit check RULES --ckpt LORA",)))
+    model, (names, prefix) = named.read(), adapter
+    assert model is not None
+    report = _make_report([check_against_model(names, model, prefix)], source.notes)
     log_diagnostics(report.diagnostics)
     return report
 
@@ -241,12 +336,7 @@ def _find_model(rules: RuleSet) -> str | None:
     return target.model if target is not None else None
 
 
-def _check_rules(
-    rules: RuleSet,
-    count: Callable[[RuleSet], tuple[RuleSet, StateDictSpec, str]],
-    named: NamedTarget,
-    strict_dtype: bool,
-) -> TargetCheck:
+def _check_rules(rules: RuleSet, source: _Source, named: NamedTarget, strict_dtype: bool) -> TargetCheck:
     declared = None if named.option else find_declared_target(rules)
     if named.option is None and declared is None:
         raise UsageError(
@@ -256,12 +346,14 @@ def _check_rules(
                 help=("name it with --model M or --target-keys FILE, or declare `target:` in the rule file",),
             )
         )
-    rules, source, root = count(rules)
-    plan = make_plan(rules, source, root)
-    if declared is not None and declared.model is None:
-        return check_declared_target(rules, plan, strict_dtype=strict_dtype)
-    target = read_target_header(declared) if declared is not None else named.read()
-    assert target is not None
+    read = source.read(rules)
+    plan = make_plan(read.rules, read.header, read.root)
+    is_manifest = declared is not None and declared.model is None
+    target = None if is_manifest else read_target_header(declared) if declared is not None else named.read()
+    if read.adapter is not None:
+        return read.adapter.check(plan, target, lambda own, whole: check_declared_target(own, whole, partial=True))
+    if target is None:
+        return check_declared_target(read.rules, plan, strict_dtype=strict_dtype)
     return TargetCheck(make_check(plan, target, strict_dtype=strict_dtype), "exact")
 
 

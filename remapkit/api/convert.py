@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.apply import Written, apply, choose_outputs
+from remapkit.api.apply import Written, apply
 from remapkit.api.identify import Identification, describe_distance, identify_header
 from remapkit.api.inputs import Keys
+from remapkit.api.outputs import choose_outputs
 from remapkit.api.ruleset import Config, RuleSet, checked, load
 from remapkit.authoring.invert import list_lost
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, InvalidRules, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.wording import count_noun, join_words, list_names, suggest_name
-from remapkit.formats.options import make_read_options
+from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.formats.renamed import rename_reader
 from remapkit.ops.byte_ranges import find_byte_ranges
 from remapkit.plans.make import make_plan
@@ -39,7 +40,7 @@ from remapkit.sources.mounts import SourceLike
 from remapkit.sources.open import open_source
 from remapkit.sources.parts import find_only_path, list_parts
 from remapkit.tensors.spec import StateDictSpec
-from remapkit.write.beside import CopiesBeside, list_beside
+from remapkit.write.beside import FilesBeside, list_beside
 from remapkit.write.outputs import OutputsLike, read_outputs
 
 
@@ -132,23 +133,14 @@ def convert(
     graph = _Graph.read()
     end = graph.find_named(target)
     graph.check_via(via)
-    with open_source(source, options) as reader:
-        fit = graph.choose_start(reader.header(), end, from_layout)
-        if fit.lost:
-            output = output if output is not None or dry_run else str(choose_outputs(source, None, to_format)[0].file)
-            source = _mount(source, fit.lost)
-            with open_source(source, options) as mounted:
-                header = mounted.header()
-        elif fit.root:
-            _refuse_mounted_root(source, fit)
-            root = ".".join(part for part in (root or "", fit.root) if part not in ("", "."))
-            header = rename_reader(reader, fit.root).header()
-        else:
-            header = reader.header()
+    start = _find_start(graph, source, options, end, from_layout)
+    if start.fit.lost:
+        output = output if output is not None or dry_run else str(choose_outputs(source, None, to_format)[0].file)
+    fit, source, root, header = start.fit, start.source, start.root, start.header
     route, rules = _choose_route(graph.find_routes(fit.layout, end, via), header, params, config)
     notes = [*_note_root(fit), *_refuse_losses(rules, header, partial=partial)]
     copying = with_files and not dry_run
-    with CopiesBeside(files if copying else (), _find_folder(output), force=force) as copies:
+    with FilesBeside(files if copying else (), _find_folder(output), force=force) as copies:
         written = apply(
             rules,
             source,
@@ -178,6 +170,31 @@ def convert(
     notes += [] if copying else _note_files(files)
     log_diagnostics(notes)
     return Converted(fit.layout, end, describe_route(route), written, copied, (*notes, *written.diagnostics))
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The part of the source that is converted: how its layout fits, the source and the root to read, the header."""
+
+    fit: LayoutFit
+    source: SourceLike
+    root: str | None
+    header: StateDictSpec
+
+
+def _find_start(graph: _Graph, source: SourceLike, options: ReadOptions, end: str, from_layout: str | None) -> _Start:
+    """Find the layout to convert; mount the source under the prefix that it lacks, or take the root it is under."""
+    with open_source(source, options) as reader:
+        fit = graph.choose_start(reader.header(), end, from_layout)
+        if fit.lost:
+            mounted = _mount(source, fit.lost)
+            with open_source(mounted, options) as joined:
+                return _Start(fit, mounted, options.root, joined.header())
+        if fit.root:
+            _refuse_mounted_root(source, fit)
+            root = ".".join(part for part in (options.root or "", fit.root) if part not in ("", "."))
+            return _Start(fit, source, root, rename_reader(reader, fit.root).header())
+        return _Start(fit, source, options.root, reader.header())
 
 
 def _find_folder(output: OutputsLike | None) -> Path:
@@ -327,7 +344,7 @@ def _report_unknown(found: Identification, start: str | None) -> Diagnostic:
     if found.adapters:
         what = join_words(each.layout for each in found.adapters)
         title = f"{found.name} is an adapter (LoRA) of {what}: packs convert the weights of models"
-        return Diagnostic("RK663", title, help=("convert the model, and merge or load the adapter there",))
+        return Diagnostic("RK663", title, help=("`apply` derives its rules: remapkit apply PACK LORA",))
     near = tuple(f"{fit.layout}: {describe_distance(fit)}" for fit in found.near)
     near += tuple(f"{each.title} ({join_words(each.notes)})" for each in found.diagnostics)
     if start is not None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from remapkit.api.inputs import Side, open_sides
+from remapkit.api.adapter_options import AdapterOptions, open_below
+from remapkit.api.follow import follow_adapter
+from remapkit.api.inputs import Side, open_side
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.errors import FailedCheck
+from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.log import log_diagnostics
-from remapkit.diagnostics.wording import count_noun
+from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.files.source_file import CHUNK
 from remapkit.formats import Reader
 from remapkit.formats.compare import Contents, Difference, compare
-from remapkit.formats.options import make_read_options
+from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.recorded import add_recorded_moves
-from remapkit.plans.roots import choose_root, find_target_prefix, probe_root, take_root
+from remapkit.plans.roots import find_target_prefix, settle_root, take_root
 from remapkit.plans.target_check import check_declared_target
 from remapkit.registry.identify import describe_layouts, hint_layout
 from remapkit.sources.mounts import SourceLike
@@ -82,6 +84,10 @@ def diff(
     params: Mapping[str, int | Sequence[int]] | None = None,
     config: Config | None = None,
     tolerance: float = 0.0,
+    adapter_format: str | None = None,
+    fold_alpha: bool = False,
+    alpha: float | None = None,
+    base: object = None,
 ) -> Diff:
     """Compare two checkpoints: keys, shapes, dtypes and values.
 
@@ -92,6 +98,7 @@ def diff(
         strip, strict_pickle, allow_expand, follow_links: How both are read; see `open_checkpoint`.
         params, config: Values for the params of the rules; see `load`.
         tolerance: The largest |difference| that passes.
+        adapter_format, fold_alpha, alpha, base: How an adapter that rules are for is read and named; see `apply`.
 
     Returns:
         `Diff`; its `ok` says whether they are the same.
@@ -112,13 +119,22 @@ def diff(
     options = make_read_options(None, strip, strict_pickle, allow_expand, follow_links)
     with ExitStack() as stack:
         rule_sets = [None if rules is None else resolve_rules(rules, params, config) for rules in (rules_a, rules_b)]
-        files = [None if rules is None else rules.file for rules in rule_sets]
-        readers: Sequence[Reader] = open_sides(stack, Side(a, root_a, files[0]), Side(b, root_b, files[1]), options)
-        sides = [
-            _plan_side(reader, rules, root)
-            for reader, rules, root in zip(readers, rule_sets, (root_a, root_b), strict=True)
+        adapters = AdapterOptions(base, adapter_format, fold_alpha, alpha)
+        opened = [
+            _open_side(stack, path, root, option, rules, options)
+            for path, root, option, rules in zip(
+                (a, b), (root_a, root_b), ("--root-a", "--root-b"), rule_sets, strict=True
+            )
         ]
-        readers, plans = [reader for reader, _ in sides], [plan for _, plan in sides]
+        if adapters.given and not any(rule_sets):
+            title = f"{join_words(adapters.given)} needs the rules of a side: an adapter is compared as it is"
+            raise UsageError(Diagnostic("RK609", title, help=("name them: --rules-a R or --rules-b R",)))
+        sides = [
+            _plan_side(reader, rules, root, replace(adapters, prefix=prefix))
+            for (reader, prefix), rules, root in zip(opened, rule_sets, (root_a, root_b), strict=True)
+        ]
+        readers: Sequence[Reader] = [reader for reader, _ in sides]
+        plans = [plan for _, plan in sides]
         headers = [
             reader.header() if plan is None else plan.target for reader, plan in zip(readers, plans, strict=True)
         ]
@@ -151,16 +167,42 @@ def _list_hints(
             yield Diagnostic("RK318", layout, help=help, severity=Severity.NOTE, place=names.name)
 
 
-def _plan_side(reader: Reader, rules: RuleSet | None, root: str | None) -> tuple[Reader, ResolvedPlan | None]:
+def _open_side(
+    stack: ExitStack,
+    path: SourceLike,
+    root: str | None,
+    option: str,
+    rules: RuleSet | None,
+    options: ReadOptions,
+) -> tuple[Reader, str | None]:
+    """Open a side; the root may be the prefix of an adapter's modules, if there are rules for that."""
+
+    def open(root: str | None) -> Reader:
+        return stack.enter_context(
+            open_side(Side(path, root, None if rules is None else rules.file), option, options)
+        )
+
+    return open_below(root, open) if rules is not None else (open(root), None)
+
+
+def _plan_side(
+    reader: Reader, rules: RuleSet | None, root: str | None, adapters: AdapterOptions
+) -> tuple[Reader, ResolvedPlan | None]:
     """Return a side under its only root where its rules fit, if no other is named, and their plan."""
     if rules is None:
         return reader, None
-    fit = probe_root(rules, reader.header()) if root is None else None
-    reader = take_root(reader, fit) if fit is not None else reader
-    plan = make_plan(rules, reader.header(), reader.root)
-    if root is None and fit is None and (fit := choose_root(rules, plan)) is not None:
-        reader = take_root(reader, fit)
-        plan = make_plan(rules, reader.header(), reader.root)
+    if (adapter := follow_adapter(rules, reader.header(), adapters, reader=reader)) is not None:
+        plan = make_plan(adapter.rules, reader.header(), reader.root)
+        held = adapter.check(plan, None, lambda own, whole: check_declared_target(own, whole, partial=True))
+        if problems := held.problems or plan.problems:
+            raise FailedCheck(problems)
+        return reader, plan
+
+    def plan_side(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
+        return rules, make_plan(rules, reader.header(), reader.root)
+
+    reader, planned = settle_root(root, rules, reader, reader.header(), plan_side, take_root)
+    _, plan = planned or plan_side(reader)
     if plan.problems:
         raise FailedCheck(hint_layout(plan.problems, reader.header(), rules.name))
     # Keys of only one side are part of the result; a target that does not exist is a fault of the rules.

@@ -13,12 +13,12 @@ from remapkit.api.ruleset import Config, RuleSet, RulesLike
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck, InvalidRules, MissingFile, UnreadableCheckpoint, UsageError
 from remapkit.formats.options import ReadOptions
-from remapkit.plans.make import make_plan
+from remapkit.plans.count import count_along_route
 from remapkit.proofs.model import Level, Proof
 from remapkit.registry.installed import find_rules, packs
 from remapkit.rulefile.read import read_file_bytes
 from remapkit.rulefile.syntax import RuleFile
-from remapkit.rules.counted import count_params, report_partial_counts
+from remapkit.rules.counted import report_partial_counts
 from remapkit.rules.model import CompiledRules
 from remapkit.sources.declared import read_declared_source, resolve_declared_path
 from remapkit.sources.mounts import SourceLike, is_path_mapping
@@ -75,21 +75,11 @@ def count_proven_params(rules: RuleSet, header: StateDictSpec, *, allow_undecide
 
     The later parts of a route count in what the earlier ones make of it.
     """
-    counted = _count_along_route(rules, header) if rules.after else count_params(rules, header)
+    counted = count_along_route(rules, header)
     if counted is rules:
         return rules
     refuse_unproven([RuleSet.of(counted)], allow_undecided=allow_undecided)
     return RuleSet.of(counted)
-
-
-def _count_along_route(rules: CompiledRules, header: StateDictSpec) -> CompiledRules:
-    if not any(part.counted for part in rules.parts):
-        return rules
-    route = count_params(rules.parts[0], header)
-    for part in rules.after:
-        counted = count_params(part, make_plan(route, header).target)
-        route = replace(route, after=(*route.after, counted))
-    return replace(route, name=rules.name)
 
 
 def refuse_unproven(rule_sets: Sequence[RuleSet], *, allow_undecided: bool) -> tuple[Diagnostic, ...]:
@@ -162,12 +152,13 @@ class Side:
 def open_sides(stack: ExitStack, a: Side, b: Side, options: ReadOptions) -> tuple[Reader, Reader]:
     """Open two checkpoints A and B with separate roots; messages name the root option of the checkpoint concerned."""
     return (
-        stack.enter_context(_open_side(a, "--root-a", options)),
-        stack.enter_context(_open_side(b, "--root-b", options)),
+        stack.enter_context(open_side(a, "--root-a", options)),
+        stack.enter_context(open_side(b, "--root-b", options)),
     )
 
 
-def _open_side(side: Side, option: str, options: ReadOptions) -> Reader:
+def open_side(side: Side, option: str, options: ReadOptions) -> Reader:
+    """Open one of two checkpoints; messages name its root `option`."""
     from remapkit.sources.open import open_source  # the readers, which `lint` does not need
 
     try:

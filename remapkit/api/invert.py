@@ -11,6 +11,7 @@ from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_ru
 from remapkit.authoring.invert import invert as write_inverse
 from remapkit.authoring.invert import list_lost
 from remapkit.authoring.write_inverse import relocate_path
+from remapkit.diagnostics.errors import InvalidRules
 from remapkit.files.text import write_texts
 from remapkit.formats.manifest import manifest_json
 from remapkit.sources.declared import read_declared, read_declared_source, resolve_declared_path
@@ -72,7 +73,12 @@ def invert(
     rule_set = resolve_rules_of_one_file(rules, params, config)
     folder = None if output is None else Path(output).parent
     known = read_declared_source(rule_set.file)
-    text = write_inverse(rule_set, header=known, beside=folder, partial=partial)
+    try:
+        text = write_inverse(rule_set, header=known, beside=folder, partial=partial)
+    except InvalidRules as error:
+        from remapkit.api.adapter import name_way_back
+
+        raise name_way_back(error, rule_set) from None
     lost = tuple(map(str, list_lost(rule_set, known or ())))
     if output is None or folder is None:
         return Inverse(rule_set.name, text, lost=lost)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from remapkit.api.adapter_options import AdapterOptions, open_below
+from remapkit.api.follow import FollowedAdapter, follow_adapter
 from remapkit.api.inputs import (
     Keys,
     NamedTarget,
@@ -21,6 +24,7 @@ from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.log import log_diagnostics
 from remapkit.diagnostics.source import Text
 from remapkit.files.text import write_texts
+from remapkit.formats import Reader
 from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.target import find_declared_target, header, read_target_header
 from remapkit.picture.model import Picture, make_picture
@@ -28,7 +32,7 @@ from remapkit.picture.page import make_page
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
-from remapkit.plans.roots import choose_root, take_root
+from remapkit.plans.roots import settle_root, take_root
 from remapkit.plans.target_check import TargetCheck, check_declared_target, skip_target_check
 from remapkit.proofs.model import Proof
 from remapkit.registry.identify import hint_layout
@@ -79,6 +83,10 @@ def report(
     allow_expand: bool = False,
     follow_links: bool = False,
     force: bool = False,
+    adapter_format: str | None = None,
+    fold_alpha: bool = False,
+    alpha: float | None = None,
+    base: object = None,
 ) -> Report:
     """Make one self-contained page that shows which rule takes each key where, and everything that is wrong.
 
@@ -97,6 +105,7 @@ def report(
         params, config: Values for the params of the rules; see `load`.
         root, strip, strict_pickle, allow_expand, follow_links: How `ckpt` is read; see `open_checkpoint`.
         force: Replace the output if it exists.
+        adapter_format, fold_alpha, alpha, base: How an adapter is read and named; see `apply`.
 
     Returns:
         `Report`, also where the rules are broken or a check fails: see its `ok`.
@@ -117,11 +126,12 @@ def report(
     if ckpt is not None and keys is not None:
         raise UsageError(Diagnostic("RK609", "--ckpt and --keys are two sources", help=("pass only one of them",)))
     options = make_read_options(root, strip, strict_pickle, allow_expand, follow_links)
+    adapters = AdapterOptions(base, adapter_format, fold_alpha, alpha)
     rule_files: list[Path] = []
     try:
         rule_set = resolve_rules(rules, params, config)
         rule_files = list_rule_files(rule_set)
-        picture, found = _draw_rules(rule_set, ckpt, keys, named, options, allow_undecided, strict_dtype)
+        picture, found = _draw_rules(rule_set, ckpt, keys, named, options, adapters, allow_undecided, strict_dtype)
     except InvalidRules as error:
         if any(each.code == "RK007" for each in error.diagnostics):  # no text, but a checkpoint perhaps
             raise
@@ -142,12 +152,14 @@ def _draw_rules(
     keys: Keys | SourceLike | None,
     named: NamedTarget,
     options: ReadOptions,
+    adapters: AdapterOptions,
     allow_undecided: bool,
     strict_dtype: bool,
 ) -> tuple[Picture, tuple[Diagnostic, ...]]:
     """Return the picture of compiled rules, and all that it reports."""
-    source, root, notes = _read_source(rules, keys if keys is not None else ckpt, options)
-    counted = RuleSet.of(count_params(rules, source)) if source is not None else rules
+    source, root, notes, adapter = _read_source(rules, keys if keys is not None else ckpt, options, adapters)
+    counted = RuleSet.of(count_params(rules, source)) if source is not None and adapter is None else rules
+    counted = adapter.rules if adapter is not None else counted
     proof = prove_rules(counted)
     blocking = proof.blocking(allow_undecided=allow_undecided)
     if source is None:
@@ -155,7 +167,7 @@ def _draw_rules(
             raise _make_sourceless(rules)
         return make_picture(None, None, proof, proof.findings, name=rules.name), proof.findings
     plan = make_plan(counted, source, root)
-    held = _check_target(counted, plan, named, strict_dtype)
+    held = _check_target(counted, plan, named, strict_dtype, adapter)
     found = _list_diagnostics(plan, held, proof, blocking, notes)
     layouts = (_name_layout(rules.file.source_layout), _name_layout(rules.last.file.target_layout))
     picture = make_picture(plan, held.check, proof, found, name=rules.name, checked=held.how, layouts=layouts)
@@ -163,20 +175,40 @@ def _draw_rules(
 
 
 def _read_source(
-    rules: RuleSet, named: Keys | SourceLike | None, options: ReadOptions
-) -> tuple[StateDictSpec | None, str, tuple[Diagnostic, ...]]:
-    """Return the header of the source, the root where it was found, and notes; no header if none is named."""
+    rules: RuleSet, named: Keys | SourceLike | None, options: ReadOptions, adapters: AdapterOptions
+) -> tuple[StateDictSpec | None, str, tuple[Diagnostic, ...], FollowedAdapter | None]:
+    """Return the header of the source, the root where it was found, notes, and the adapter if it is one.
+
+    There is no header if no source is named.
+    """
     if named is None:
-        return read_declared_source(rules.file), "", ()
+        return read_declared_source(rules.file), "", (), None
     if is_header(named):
-        return header(named), "", ()
-    with open_source(named, options, rules=rules.file) as reader:  # type: ignore[arg-type]
-        fit = choose_root(rules, make_plan(rules, reader.header())) if options.root is None else None
-        reader = take_root(reader, fit) if fit is not None else reader
-        return reader.header(), reader.root, tuple(reader.notes)
+        names = header(named)
+        adapter = follow_adapter(rules, names, adapters, options)
+        return names, "", adapter.notes if adapter is not None else (), adapter
+
+    def plan(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
+        return rules, make_plan(rules, reader.header())
+
+    def open(root: str | None) -> Reader:
+        own = replace(options, root=root)
+        return stack.enter_context(open_source(named, own, rules=rules.file))  # type: ignore[arg-type]
+
+    with ExitStack() as stack:
+        opened, prefix = open_below(options.root, open)
+        adapter = follow_adapter(rules, opened.header(), replace(adapters, prefix=prefix), options, opened)
+        if adapter is not None:
+            return opened.header(), opened.root, (*opened.notes, *adapter.notes), adapter
+        reader, _ = settle_root(options.root, rules, opened, opened.header(), plan, take_root)
+        return reader.header(), reader.root, tuple(reader.notes), None
 
 
-def _check_target(rules: RuleSet, plan: ResolvedPlan, named: NamedTarget, strict_dtype: bool) -> TargetCheck:
+def _check_target(
+    rules: RuleSet, plan: ResolvedPlan, named: NamedTarget, strict_dtype: bool, adapter: FollowedAdapter | None
+) -> TargetCheck:
+    if adapter is not None:
+        return adapter.check(plan, named.read(), lambda own, whole: check_declared_target(own, whole, partial=True))
     declared = None if named.option else find_declared_target(rules)
     if named.option is None and (declared is None or declared.model is None):
         return check_declared_target(rules, plan, strict_dtype=strict_dtype)

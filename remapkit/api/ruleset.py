@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from remapkit.diagnostics.arguments import check_arguments
 from remapkit.diagnostics.diagnostic import Diagnostic
-from remapkit.diagnostics.errors import UsageError
+from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.wording import count_noun
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rules.model import CompiledRules
@@ -175,7 +175,8 @@ class RuleSet(CompiledRules):
         >>> sorted(rules.plan(lora).target)[-1]
         'transformer.transformer_blocks.0.attn.to_v.lora_B.weight'
         """
-        from remapkit.api.adapter import AdapterOptions, derive_source
+        from remapkit.api.adapter import derive_source
+        from remapkit.api.adapter_options import AdapterOptions
 
         options = AdapterOptions(base, format, fold_alpha, alpha, root)
         return RuleSet.of(derive_source(self, source, options).rules)
@@ -211,7 +212,13 @@ class RuleSet(CompiledRules):
         from remapkit.rules.compile import compile_rules
         from remapkit.sources.declared import find_home_folder
 
-        file = read_text(invert(self, partial=partial), f"the inverse of {self.name}")
+        try:
+            text = invert(self, partial=partial)
+        except InvalidRules as error:
+            from remapkit.api.adapter import name_way_back
+
+            raise name_way_back(error, self) from None
+        file = read_text(text, f"the inverse of {self.name}")
         return RuleSet.of(
             compile_rules(replace(file, folder=find_home_folder(self.file)), collect_param_values(self))
         )
@@ -295,7 +302,7 @@ def resolve_rules_of_one_file(
     """Return the rules like `resolve_rules`; raises `UsageError` (RK609) for a route, which is no rule file."""
     found = resolve_rules(rules, params, config)
     if found.after:
-        help = ("take its rule files one by one: `RuleSet.parts`",)
+        help = ("take its rule files one by one: `RuleSet.parts`; `RuleSet.inverse` inverts all of it",)
         raise UsageError(Diagnostic("RK609", f"{found.name} is a route, not one rule file", help=help))
     return found
 

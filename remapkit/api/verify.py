@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from remapkit.api.inputs import Keys, is_header, list_files_read, list_rule_files, refuse_unproven
-from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules_of_one_file
+from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.log import log_diagnostics
+from remapkit.formats import Reader
 from remapkit.formats.options import ReadOptions, make_read_options
 from remapkit.models.reference import resolve_reference
 from remapkit.models.target import TargetRef, find_declared_target, header, import_factory
 from remapkit.plans.make import make_plan
-from remapkit.plans.roots import choose_root, probe_root, take_root
+from remapkit.plans.model import ResolvedPlan
+from remapkit.plans.roots import settle_root, take_root
 from remapkit.registry.verified import write_witness
 from remapkit.sources.declared import read_declared_source
 from remapkit.sources.mounts import SourceLike
@@ -107,9 +109,9 @@ def verify(
     """
     arguments = dict(locals())
     options = make_read_options(root, strip)
-    rule_set = resolve_rules_of_one_file(rules, params, config)
+    rule_set = resolve_rules(rules, params, config)
     findings = refuse_unproven([rule_set], allow_undecided=allow_undecided)
-    if write and rule_set.file.path is None:
+    if write and (rule_set.after or rule_set.file.path is None):
         raise UsageError(Diagnostic("RK609", "--write keeps the witness beside a rule file, but there is none"))
     if oracle is not None:
         verdicts = _verify_by_oracle(
@@ -148,12 +150,12 @@ def _read_keys(rules: RuleSet, keys: Keys | SourceLike | None, options: ReadOpti
         return read_declared_source(rules.file)
     if is_header(keys):
         return header(keys)
+
+    def plan(reader: Reader) -> tuple[RuleSet, ResolvedPlan]:
+        return rules, make_plan(rules, reader.header())
+
     with open_source(cast("SourceLike", keys), options, rules=rules.file) as reader:
-        names = reader.header()
-        fit = probe_root(rules, names) if options.root is None else None
-        if options.root is None and fit is None:
-            fit = choose_root(rules, make_plan(rules, names))
-        return (take_root(reader, fit) if fit is not None else reader).header()
+        return settle_root(options.root, rules, reader, reader.header(), plan, take_root)[0].header()
 
 
 def _verify_by_oracle(

@@ -88,6 +88,11 @@ def get_writing_options(args: Namespace) -> dict[str, Any]:
     return {**own, **get_target_options(args), **get_param_options(args), **get_reading_options(args)}
 
 
+def get_adapter_options(args: Namespace) -> dict[str, Any]:
+    """Return the options for adapters as keywords."""
+    return {name: getattr(args, name) for name in ("adapter_format", "fold_alpha", "alpha", "base")}
+
+
 def make_option_error(title: str, *help: str) -> UsageError:
     """Return the error for options that do not go together."""
     return UsageError(Diagnostic("RK609", title, help=help))

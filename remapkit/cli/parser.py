@@ -132,6 +132,29 @@ def _add_undecided(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_adapter(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("adapters (LoRA)", "their rules are derived from those of the weights")
+    group.add_argument(
+        "--adapter-format",
+        choices=("peft", "diffusers", "kohya", "comfy"),
+        action=StoreOnce,
+        help="how the result is named (default: like the input)",
+    )
+    group.add_argument(
+        "--fold-alpha", action="store_true", help="multiply alphas into the up matrices, each alpha / LoRA rank"
+    )
+    group.add_argument(
+        "--alpha", metavar="NUMBER", type=float, help="the alpha of all modules, where the file has none"
+    )
+    group.add_argument(
+        "--base",
+        metavar="MODEL",
+        action=StoreOnce,
+        help="the model that the adapter is for: a checkpoint, a manifest, plugin.module:Class (default: the pack's "
+        "own manifest)",
+    )
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
@@ -226,6 +249,7 @@ def _add_apply(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_model(parser)
     _add_params(parser)
     _add_source_options(parser)
+    _add_adapter(parser)
 
 
 def _add_check(commands: Commands) -> None:  # type: ignore[valid-type]
@@ -249,6 +273,7 @@ def _add_source_and_target(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_params(parser)
     _add_source_options(parser)
+    _add_adapter(parser)
 
 
 def _add_report(commands: Commands) -> None:  # type: ignore[valid-type]
@@ -305,6 +330,7 @@ def _add_checkpoint_commands(commands: Commands) -> None:  # type: ignore[valid-
     parser.add_argument("--root-b", metavar="A.B", help="the mapping or the prefix of keys to take from B")
     _add_reading_options(parser)
     _add_params(parser)
+    _add_adapter(parser)
     parser.add_argument(
         "--tolerance",
         metavar="T",

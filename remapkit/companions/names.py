@@ -48,6 +48,15 @@ _ADAPTER = re.compile(
 )
 
 
+def can_be_adapter(fqns: Iterable[str]) -> bool:
+    """Return whether any key may be a tensor of an adapter: a quick test without false negatives.
+
+    >>> can_be_adapter(["a.weight", "a.bias"]), can_be_adapter(["a.weight", "a.lora_A.weight"])
+    (False, True)
+    """
+    return any("lora" in fqn or "hada_" in fqn or "lokr_" in fqn or "oft_" in fqn or "dora_" in fqn for fqn in fqns)
+
+
 def can_have_companions(fqns: Iterable[str]) -> bool:
     """Return whether any key may be the name of a companion: a quick test without false negatives.
 

@@ -27,6 +27,7 @@ FLAGS: Mapping[str, str] = {
             "write",
             "with-files",
             "graph",
+            "fold-alpha",
         )
     },
     "no-target": "declared_target=False",
@@ -69,6 +70,9 @@ VALUES: Mapping[str, str] = {
             "from-layout",
             "through",
             "arg",
+            "adapter-format",
+            "alpha",
+            "base",
         )
     },
     "from": "source",
@@ -85,7 +89,9 @@ VALUES: Mapping[str, str] = {
 _LISTS = frozenset({"strip"})
 _TEXTS = frozenset({"root", "root-a", "root-b", "input"})
 _MAPPINGS = frozenset({"arg", "model-arg", "source-arg", "target-arg", "param"})
-_METAVARS = frozenset({"M", "C", "FILE", "OUT", "NAME", "NUMBER", "SHAPE", "SIZE", "R", "T", "N", "D", "value"})
+_METAVARS = frozenset(
+    {"M", "C", "FILE", "OUT", "NAME", "NUMBER", "SHAPE", "SIZE", "R", "T", "N", "D", "value", "MODEL", "PREFIX"}
+)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?|\[.*\]")
 _NUMBERS = re.compile(r"\d+(?:,\d+)+")
 _PROSE = re.compile("and|are|is|need|or|out|writes")
@@ -138,7 +144,8 @@ def _write_keyword(found: re.Match[str]) -> str:
         return f"{keyword}={{{name!r}: {_write_value(inner)}}}"
     if option in _LISTS:
         return f"{keyword}=[{_quote(value)}]"
-    return f"{keyword}={_quote(value) if option in _TEXTS else _write_value(value)}"
+    is_text = option in _TEXTS and value not in _METAVARS
+    return f"{keyword}={_quote(value) if is_text else _write_value(value)}"
 
 
 def _write_value(value: str) -> str:

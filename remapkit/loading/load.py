@@ -30,7 +30,7 @@ from remapkit.loading.sources import FileValues, MemoryValues, TensorValues
 from remapkit.loading.transfer import TransferReport, execute_load
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
-from remapkit.plans.roots import choose_root, probe_root
+from remapkit.plans.roots import RootFit, settle_root
 from remapkit.registry.identify import hint_layout
 from remapkit.registry.load import load_rules
 from remapkit.rulefile.read import read_text
@@ -172,15 +172,14 @@ def load_into(
     target = make_target(model, assign)
     _check_flags(model, requires_grad)
     with ExitStack() as stack:
-        source, values, notes = _open_values(ckpt, options, run, stack, rule_set.file, target.header)
-        fit = probe_root(rule_set, source) if root is None else None
-        if fit is not None:
-            source, values, more = values.take_root(fit)
-            notes = (*notes, *more)
-        plan = make_plan(rule_set, source)
-        if root is None and fit is None and (fit := choose_root(rule_set, plan)) is not None:
-            source, values, more = values.take_root(fit)
-            notes, plan = (*notes, *more), make_plan(rule_set, source)
+        opened = _open_values(ckpt, options, run, stack, rule_set.file, target.header)
+
+        def plan_opened(opened: _Opened) -> tuple[CompiledRules, ResolvedPlan]:
+            return rule_set, make_plan(rule_set, opened[0])
+
+        opened, planned = settle_root(root, rule_set, opened, opened[0], plan_opened, _take_root)
+        _, plan = planned or plan_opened(opened)
+        source, values, notes = opened
         versions = getattr(ckpt, "_metadata", None) or {}
         load_plan = plan_load(target, plan, values, request, strict, extra_state, versions)
         lost = target.find_meta_tensors()
@@ -283,6 +282,15 @@ def _resolve_rules(rules: CompiledRules | str | Path | None) -> CompiledRules:
     return load_rules(rules)
 
 
+_Opened = tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]
+"""A checkpoint's header, its values, and what there is to say about it."""
+
+
+def _take_root(opened: _Opened, fit: RootFit) -> _Opened:
+    header, values, more = opened[1].take_root(fit)
+    return header, values, (*opened[2], *more)
+
+
 def _open_values(
     ckpt: SourceLike | Reader | Mapping[str, Any],
     options: ReadOptions,
@@ -290,7 +298,7 @@ def _open_values(
     stack: ExitStack,
     rules: RuleFile,
     known: Iterable[str],
-) -> tuple[StateDictSpec, TensorValues, tuple[Diagnostic, ...]]:
+) -> _Opened:
     """Return the checkpoint's header and values; torch's private names stay where `known` names have them."""
     if isinstance(ckpt, Mapping) and not is_path_mapping(ckpt):
         joined = join_nested(ckpt, get_shape, options.root)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from remapkit.companions.names import is_marker, list_owners
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
@@ -21,6 +22,9 @@ from remapkit.rules.model import CompiledRules, Rule
 from remapkit.sources.declared import read_declared_source
 from remapkit.tensors.roots import list_roots, split_prefixes
 from remapkit.tensors.spec import StateDictSpec
+
+Source = TypeVar("Source")
+Rules = TypeVar("Rules", bound=CompiledRules)
 
 MAX_NEAR = 3
 """The most roots that a message lists."""
@@ -277,6 +281,31 @@ def _is_dropped(rules: CompiledRules, fqn: str) -> bool:
     if not found:
         return rules.unmatched == "drop"
     return all(match.rule.kind == "drop" for match in found)
+
+
+def settle_root(
+    root: str | None,
+    rules: CompiledRules,
+    source: Source,
+    header: StateDictSpec,
+    plan: Callable[[Source], tuple[Rules, ResolvedPlan]],
+    take: Callable[[Source, RootFit], Source],
+    *,
+    partial: bool = False,
+) -> tuple[Source, tuple[Rules, ResolvedPlan] | None]:
+    """Return a source under the root that the rules leave no doubt about, and its plan if it had to be made for that.
+
+    The source stays as it is if the user named a `root`. `header` is that of the source; `plan` makes its plan, and
+    returns the rules too, which may count params in it; `take` returns it under a root.
+    """
+    if root is not None:
+        return source, None
+    if (fit := probe_root(rules, header, partial=partial)) is not None:
+        return take(source, fit), None
+    planned = plan(source)
+    if (fit := choose_root(*planned, partial=partial)) is not None:
+        return take(source, fit), None
+    return source, planned
 
 
 def choose_root(rules: CompiledRules, plan: ResolvedPlan, *, partial: bool = False) -> RootFit | None:

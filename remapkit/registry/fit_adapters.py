@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from remapkit.companions.names import find_adapter_module
+from remapkit.companions.names import can_be_adapter, find_adapter_module
 from remapkit.registry.candidates import Candidate
 from remapkit.tensors.families import mask_indices
 
@@ -35,8 +35,10 @@ class AdapterFit:
 
 def is_adapter(names: Iterable[str]) -> bool:
     """Return whether most of some names are those of an adapter."""
-    modules = [find_adapter_module(fqn) is not None for fqn in names]
-    return 2 * sum(modules) > len(modules)
+    fqns = list(names)
+    if not can_be_adapter(fqns):
+        return False
+    return 2 * sum(find_adapter_module(fqn) is not None for fqn in fqns) > len(fqns)
 
 
 def fit_adapter(names: Iterable[str], candidates: Iterable[Candidate]) -> tuple[AdapterFit, ...]:

@@ -97,8 +97,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a declared config is not read",
         "api/apply.py",
-        "    if rules.last.file.target is not None and rules.last.file.target.config is not None:\n",
-        "    if False:\n",
+        "        if rules.last.file.target is not None and rules.last.file.target.config is not None:\n",
+        "        if False:\n",
         "apply checks against the model of a declared config",
         CONFIGS,
     ),

@@ -60,8 +60,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a target by the caller silences the warning about shapes",
         "api/apply.py",
-        "        notes = tuple(report_contradictions(plan, known)) if known is not None else ()",
-        "        notes = ()",
+        "            notes = tuple(report_contradictions(plan, known)) if known is not None else ()",
+        "            notes = ()",
         "apply warns of shapes that contradict its rules",
         RELATIONS,
     ),

@@ -41,7 +41,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a dry run does not compare",
-        "api/apply.py",
+        "api/outputs.py",
         'if reader.format != "manifest":',
         'if reader.format == "manifest":',
         "a dry run says what the run will say",

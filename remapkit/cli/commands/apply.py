@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from remapkit.api.apply import Written, apply, choose_outputs
-from remapkit.cli.arguments import get_writing_options
+from remapkit.api.apply import Written, apply
+from remapkit.api.outputs import choose_outputs
+from remapkit.cli.arguments import get_adapter_options, get_writing_options
 from remapkit.cli.progress import show_progress
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun, format_bytes, join_words
@@ -27,6 +28,7 @@ def run(args: Namespace) -> CommandOutcome:
             declared_target=not args.no_target,
             metadata_from=args.metadata_from,
             **get_writing_options(args),
+            **get_adapter_options(args),
             progress=bar,
         )
     return CommandOutcome(
@@ -46,6 +48,7 @@ def dump_written(written: Written, args: Namespace) -> dict[str, Any]:
         "target": target,
         "output": [str(path) for path in written.files],
         "outputs": outputs,
+        "beside": [str(path) for path in written.beside],
         "tensors": written.tensors,
         "bytes": written.nbytes,
         "seconds": written.seconds,
@@ -86,6 +89,8 @@ def _describe_written(written: Written, *, in_place: bool) -> Iterator[str]:
         # The tensors of a file are counted below if it is the only output.
         number = written.outputs.get(path) if len(written.outputs) > 1 else None
         yield f"wrote {path}" + (f" ({count_noun(len(number), 'tensor')})" if number is not None else "")
+    for path in written.beside:
+        yield f"wrote {path}"
     if written.tied:
         names = join_words((f"{other} = {kept}" for other, kept in written.tied.items()), 3)
         yield f"{len(written.tied)} tied names are recorded, not written ({names}); --untie writes copies"

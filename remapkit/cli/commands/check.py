@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from remapkit.api.check import check
-from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
+from remapkit.cli.arguments import get_adapter_options, get_param_options, get_reading_options, get_target_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.plans.check import Check
 
@@ -24,6 +24,7 @@ def run(args: Namespace) -> CommandOutcome:
         **get_param_options(args),
         root=args.root,
         **get_reading_options(args),
+        **get_adapter_options(args),
     )
     checks = [{**dump_check(each), "checked": how} for each, how in zip(report.checks, report.checked, strict=True)]
     return CommandOutcome(

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from remapkit.api.diff import diff
-from remapkit.cli.arguments import get_param_options, get_reading_options
+from remapkit.cli.arguments import get_adapter_options, get_param_options, get_reading_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import join_words
 from remapkit.tensors.families import find_families
@@ -23,6 +23,7 @@ def run(args: Namespace) -> CommandOutcome:
         root_a=args.root_a,
         root_b=args.root_b,
         **get_reading_options(args),
+        **get_adapter_options(args),
         **get_param_options(args),
         tolerance=args.tolerance,
     )

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from remapkit.api.report import report
-from remapkit.cli.arguments import get_param_options, get_reading_options, get_target_options
+from remapkit.cli.arguments import get_adapter_options, get_param_options, get_reading_options, get_target_options
 from remapkit.cli.render import CommandOutcome
 from remapkit.diagnostics.wording import count_noun
 
@@ -24,6 +24,7 @@ def run(args: Namespace) -> CommandOutcome:
         **get_param_options(args),
         root=args.root,
         **get_reading_options(args),
+        **get_adapter_options(args),
         force=args.force,
     )
     data: dict[str, Any] = {
