@@ -42,6 +42,7 @@ from tests.mutation.fault import ROOT, Fault
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_exam import FAULTS as EXAM
+from tests.mutation.faults_families import FAULTS as FAMILIES
 from tests.mutation.faults_hints import FAULTS as HINTS
 from tests.mutation.faults_layouts import FAULTS as LAYOUTS
 from tests.mutation.faults_learning import FAULTS as LEARNING
@@ -66,6 +67,7 @@ FAULTS: tuple[Fault, ...] = (
     *MATCHING,
     *PATTERNS,
     *PLANS,
+    *FAMILIES,
     *HINTS,
     *LAYOUTS,
     *CHECKS,
