@@ -10,7 +10,7 @@ from pathlib import Path
 
 from remapkit.adapters.alphas import CONFIG, PeftConfig
 from remapkit.adapters.build import AdapterRules, Options, build_adapter
-from remapkit.adapters.formats import read_formats
+from remapkit.companions.formats import read_formats
 from remapkit.companions.names import find_adapter_module
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
