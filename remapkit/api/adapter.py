@@ -77,7 +77,7 @@ def derive_rules(
         raise UsageError(Diagnostic("RK730", title, help=("name the model: --base MODEL",)))
     config = _find_config(reader)
     wanted = Options(options.format, options.fold, config, options.alpha, options.prefix)
-    built = build_adapter(rules, base, source, wanted, _make_number_reader(reader))
+    built = build_adapter(rules, base, source, wanted, make_number_reader(reader))
     parts = [compile_rules(read_text(text, f"the adapter of {rules.name}")) for text in built.texts]
     return DerivedRules(reduce(chain_rules, parts), built)
 
@@ -97,18 +97,25 @@ def follows_adapter(rules: CompiledRules, names: StateDictSpec, options: Adapter
     return not any(rules.match(fqn) for fqn in names if find_adapter_module(fqn) is not None)
 
 
-def _find_config(reader: Reader | None) -> PeftConfig | None:
-    """Return the config beside the weights of a PEFT adapter, if there is one."""
+def find_config(reader: Reader) -> Path | None:
+    """Return the path of the config beside the weights of a PEFT adapter, if there is one."""
     path = getattr(reader, "path", None)
     if not isinstance(path, Path):
         return None
     beside = (path if path.is_dir() else path.parent) / CONFIG
-    return PeftConfig.read(beside) if beside.is_file() else None
+    return beside if beside.is_file() else None
 
 
-def _make_number_reader(reader: Reader | None) -> Callable[[str], float | None]:
+def _find_config(reader: Reader | None) -> PeftConfig | None:
+    path = None if reader is None else find_config(reader)
+    return None if path is None else PeftConfig.read(path)
+
+
+def make_number_reader(reader: Reader | None) -> Callable[[str], float | None]:
+    """Return what reads the number that a tensor holds; it returns None where there are no values."""
+
     def read(fqn: str) -> float | None:
-        if reader is None:
+        if reader is None or reader.format == "manifest" or reader.header()[fqn].numel != 1:
             return None
         from remapkit.adapters.numbers import decode_number
 

@@ -259,7 +259,20 @@ def _format_words(words: Sequence[str]) -> str:
     prefixes = {part.group(1) for part in parts if part}
     if len(words) > 2 and all(parts) and len(prefixes) == 1:
         return prefixes.pop() + "{" + format_ranges([int(part.group(2)) for part in parts if part]) + "}"
-    return "{" + "|".join(words) + "}"
+    shared = _find_shared_start(words)
+    return shared + "{" + "|".join(word[len(shared) :] for word in words) + "}"
+
+
+def _find_shared_start(words: Sequence[str]) -> str:
+    """Return what all words start with, up to a `_`, if something is left of each.
+
+    >>> _find_shared_start(["to_q", "to_k"]), _find_shared_start(["to_", "to_k"]), _find_shared_start(["key", "kind"])
+    ('to_', '', '')
+    """
+    first, last = min(words), max(words)
+    same = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    shared = first[: first.rfind("_", 0, same) + 1]
+    return "" if shared in words else shared
 
 
 def format_ranges(numbers: Iterable[int]) -> str:

@@ -1,9 +1,10 @@
-"""Faults in key families, and in what shows them."""
+"""Faults in key families, and in what else `inspect` shows."""
 
 from __future__ import annotations
 
 from tests.mutation.fault import Fault
 
+SUMMARY = ("tests/adapters/test_summary.py",)
 FAMILIES = ("tests/families/test_families.py",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -62,5 +63,37 @@ FAULTS: tuple[Fault, ...] = (
         'segments[-1] += "." + text',
         "a new rule file changes nothing",
         ("tests/rulefile/test_new.py",),
+    ),
+    Fault(
+        "the shared start of words is all of one",
+        "tensors/families.py",
+        'return "" if shared in words else shared',
+        "return first[:same]",
+        "a shared start ends with `_`",
+        FAMILIES,
+    ),
+    Fault(
+        "a LoRA rank is read off down alone",
+        "adapters/summary.py",
+        "found = {one[1]} if one[1] == other[0] else set()",
+        "found = {other[0]}",
+        "two matrices have the LoRA rank that both have",
+        SUMMARY,
+    ),
+    Fault(
+        "the modules of all prefixes are one part",
+        "adapters/summary.py",
+        "modules[_find_prefix(cut[0], formats)]",
+        'modules[_find_prefix(cut[0], formats)[0], ""]',
+        "a text encoder's modules are not counted as the UNet's",
+        SUMMARY,
+    ),
+    Fault(
+        "alpha patterns are ignored",
+        "adapters/summary.py",
+        "config.find_alpha(module[len(prefix) :])",
+        "config.alpha",
+        "alphas of a config are those of its patterns",
+        SUMMARY,
     ),
 )
