@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from remapkit.adapters.alphas import PeftConfig
 from remapkit.adapters.carry import Carrier, ReadNumber
 from remapkit.adapters.derive import Derived, Deriver, write_rules
-from remapkit.adapters.formats import Style, read_formats
 from remapkit.adapters.names import Adapter, get_module, read_adapter
+from remapkit.companions.formats import Style, read_formats
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import count_noun, list_names

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from remapkit.adapters.alphas import PeftConfig, agree, make_config
 from remapkit.adapters.derive import Derived, Written, quote_key
 from remapkit.adapters.factors import CannotFollow
-from remapkit.adapters.formats import Style
 from remapkit.adapters.names import Adapter, Module, get_module
 from remapkit.adapters.push import Part, Side, Stored, find_rank
+from remapkit.companions.formats import Style
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
 from remapkit.tensors.spec import TensorSpec

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.adapters.factors import CannotFollow, OpText
-from remapkit.adapters.formats import Role, Style, flatten, read_formats
 from remapkit.adapters.names import Adapter, Module, get_module
 from remapkit.adapters.push import Kind, Pushed, Side, Stored, push
+from remapkit.companions.formats import Role, Style, flatten, read_formats
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.plans.model import ResolvedPlan

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from remapkit.adapters.factors import CannotFollow
-from remapkit.adapters.formats import Role
 from remapkit.adapters.names import Adapter, Module, get_module, read_adapter
 from remapkit.adapters.push import Stored, find_rank
+from remapkit.companions.formats import Role
 from remapkit.diagnostics.errors import UsageError
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.roots import list_roots

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from remapkit.adapters.formats import Formats, Role, Style, flatten, read_formats
+from remapkit.companions.formats import Formats, Role, Style, flatten, read_formats
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import count_noun, join_words

@@ -50,7 +50,7 @@ class AdapterOptions:
 
 
 def _list_formats() -> list[str]:
-    from remapkit.adapters.formats import read_formats
+    from remapkit.companions.formats import read_formats
 
     return list(read_formats().alphas)
 
@@ -75,7 +75,7 @@ def find_prefix(root: str | None) -> str | None:
     """
     if not root:
         return None
-    from remapkit.adapters.formats import read_formats
+    from remapkit.companions.formats import read_formats
 
     known = {each.text for each in read_formats().prefixes}
     return next((each for each in (root, f"{root}.") if each in known), None)

@@ -135,4 +135,6 @@ def _list_fitting(change: Change, families: Sequence[Family], free: Mapping[str,
 
 
 def _is_constant(family: Family, segment: str) -> bool:
-    return all(len(words) == 1 for words in family.segments if segment in words)
+    """Return whether a segment stands in the same places of all keys."""
+    places = {tuple(word == segment for word in fqn.split(".")) for fqn in family.fqns}
+    return len(places) == 1

@@ -26,7 +26,7 @@ from remapkit.patterns.literals import choice_text, literal_text
 from remapkit.patterns.tree import literal
 from remapkit.patterns.unparse import unparse
 from remapkit.rulefile.names import choose_name
-from remapkit.tensors.families import Family, find_families, is_canonical_integer
+from remapkit.tensors.families import Family, find_families, is_canonical_integer, join_key
 from remapkit.tensors.spec import StateDictSpec
 
 CANDIDATES_HELP = (
@@ -137,17 +137,17 @@ def _make_candidates(renamed: StateDictSpec, same: StateDictSpec, lacking: State
 
 
 def _make_candidate(family: Family, renamed: bool, ids: set[str], change: Change | None = None) -> _Candidate:
-    names = name_captures(family.segments)
-    parts = [f"{{{name}}}" if name else literal_text(words[0]) for name, words in names]
+    names = name_captures(family.words, family.separators)
+    parts = family.list_segments([f"{{{name}}}" if name else literal_text(words[0]) for name, words in names])
     if change is not None:
         parts = [*map(literal_text, change.added), *change.keep(family.fqns[0].split("."), parts)]
     to = ".".join(parts)
-    if any("" in words for words in family.segments):
-        # A path has no empty segments; a regular expression can match them.
+    if any("" in words for words in family.words):
+        # A path has no empty segments; a regular expression can match them. Such keys are cut at dots only.
         segments = (f"(?P<{name}>[^.]*)" if name else unparse(literal(words[0])) for name, words in names)
         pattern = PatternText(r"\.".join(segments), "match", {name: words for name, words in names if name})
     else:
-        path = ".".join(_write_segment(name, words) for name, words in names)
+        path = join_key(family.separators, (_write_segment(name, words) for name, words in names))
         guards = {name: words for name, words in names if name and write_bound(words) is None}
         pattern = PatternText(path, where=guards)
     return _Candidate(family, _make_id(family, ids), pattern, to, renamed, change)
@@ -171,29 +171,37 @@ def write_bound(words: Sequence[str]) -> str | None:
     return "|".join(words)
 
 
-def name_captures(segments: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return a capture name for each segment that varies or is empty, and '' for one that is constant."""
+def name_captures(
+    words: Sequence[tuple[str, ...]], separators: str | None = None
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return a capture name for each place that varies or is empty, and '' for one that is constant.
+
+    `separators` are the signs between the places; without them, places are segments.
+    """
     taken: set[str] = set()
+    signs = "." * len(words) if separators is None else f".{separators}"
     return tuple(
-        ("" if len(words) == 1 and words[0] else _name_capture(segments, place, taken), words)
-        for place, words in enumerate(segments)
+        ("" if len(own) == 1 and own[0] else _name_capture(words, signs, place, taken), own)
+        for place, own in enumerate(words)
     )
 
 
-def _name_capture(segments: Sequence[Sequence[str]], place: int, taken: set[str]) -> str:
-    """Name an index after the segment before it (`layers.{layer:0..31}`), the last segment `leaf`, others `part`."""
-    before = segments[place - 1] if place else ()
-    name = "leaf" if place == len(segments) - 1 else "part"
-    if is_canonical_integer(segments[place][0]):
+def _name_capture(words: Sequence[Sequence[str]], signs: str, place: int, taken: set[str]) -> str:
+    """Name an index after the word before it (`layers.{layer:0..31}`), the last place `leaf`, others `part`."""
+    before = words[place - 1] if place else ()
+    name = "leaf" if place == len(words) - 1 else "part"
+    if is_canonical_integer(words[place][0]):
         name = "index"
-        if len(before) == 1 and re.fullmatch(r"[A-Za-z_]\w*", before[0], re.ASCII):
-            name = before[0].removesuffix("s") or "index"
+        if len(before) == 1:
+            word = before[0].rpartition("_")[2] if signs[place] == "_" else before[0]
+            if re.fullmatch(r"[A-Za-z_]\w*", word, re.ASCII):
+                name = word.removesuffix("s") or "index"
     return choose_name(name, taken)
 
 
 def _make_id(family: Family, ids: set[str]) -> str:
     """Return the words that all keys share, `encoder.downsamples.residual`; numbered if two families share them."""
-    words = [words[0] for words in family.segments if len(words) == 1 and not is_canonical_integer(words[0])]
+    words = [words[0] for words in family.words if len(words) == 1 and not is_canonical_integer(words[0])]
     return choose_name(".".join(filter(None, words)) or "all", ids, "-")
 
 

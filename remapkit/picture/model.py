@@ -13,7 +13,7 @@ from remapkit.plans.check import Check, find_interchangeable
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.proofs.model import Proof
-from remapkit.tensors.families import format_ranges, mask_indices
+from remapkit.tensors.families import cut_key, format_ranges, join_key
 from remapkit.tensors.spec import TensorSpec
 
 MAX_WITNESSES = 50
@@ -194,10 +194,13 @@ def fold_families(keys: Iterable[str]) -> tuple[tuple[str, tuple[int, ...]], ...
 
     >>> fold_families(["h.0.w", "h.1.w", "head", "h.2.w"])
     (('h.{0..2}.w', (0, 1, 3)), ('head', (2,)))
+    >>> fold_families(["lora_h_0_q.alpha", "lora_h_1_q.alpha"])
+    (('lora_h_{0,1}_q.alpha', (0, 1)),)
     """
-    groups: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    groups: defaultdict[object, list[tuple[int, str]]] = defaultdict(list)
     for number, key in enumerate(keys):
-        groups[mask_indices(key)].append((number, key))
+        separators, words = cut_key(key)
+        groups[separators, *("*" if word.isdecimal() else word for word in words)].append((number, key))
     return tuple(
         (_name_family([key for _, key in group]), tuple(number for number, _ in group)) for group in groups.values()
     )
@@ -206,8 +209,8 @@ def fold_families(keys: Iterable[str]) -> tuple[tuple[str, tuple[int, ...]], ...
 def _name_family(keys: Sequence[str]) -> str:
     if len(keys) == 1:
         return keys[0]
-    columns = zip(*(key.split(".") for key in keys), strict=True)
-    return ".".join(_name_column(list(dict.fromkeys(words))) for words in columns)
+    columns = zip(*(cut_key(key)[1] for key in keys), strict=True)
+    return join_key(cut_key(keys[0])[0], (_name_column(list(dict.fromkeys(words))) for words in columns))
 
 
 def _name_column(words: Sequence[str]) -> str:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from remapkit.companions.formats import flatten, read_formats
 from remapkit.companions.names import can_be_adapter, find_adapter_module
 from remapkit.registry.candidates import Candidate
-from remapkit.tensors.families import mask_indices
-
-ADAPTER_FORMS = (
-    ("PEFT", "base_model.model.", False),
-    ("ComfyUI", "diffusion_model.", False),
-    ("diffusers", "transformer.", False),
-    ("diffusers", "unet.", False),
-    ("kohya", "lora_unet_", True),
-    ("kohya", "lora_transformer_", True),
-    ("bare", "", False),
-)
-"""How files name the modules of an adapter: a prefix, and whether dots are written as `_`."""
+from remapkit.tensors.families import mask_indices, mask_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +35,14 @@ def fit_adapter(names: Iterable[str], candidates: Iterable[Candidate]) -> tuple[
     found_modules = map(find_adapter_module, names)
     modules = list(dict.fromkeys(module for module in found_modules if module is not None))
     forms = [
-        (form, is_flat, Counter((_mask_flat if is_flat else mask_indices)(module[len(prefix) :]) for module in own))
-        for form, prefix, is_flat in ADAPTER_FORMS
+        (form, is_flat, Counter((mask_numbers if is_flat else mask_indices)(module[len(prefix) :]) for module in own))
+        for form, prefix, is_flat in _list_forms()
         if (own := [module for module in modules if module.startswith(prefix)])
     ]
     known: Counter[tuple[str, str]] = Counter()
     for candidate in candidates:
         bases = {kind.rpartition(".")[0] for kind in candidate.kinds}
-        flat = {base.replace(".", "_") for base in bases}
+        flat = {mask_numbers(flatten(base)) for base in bases}
         for form, is_flat, kinds in forms:
             of_form = candidate.layout, form
             known[of_form] = max(
@@ -64,10 +53,8 @@ def fit_adapter(names: Iterable[str], candidates: Iterable[Candidate]) -> tuple[
     return tuple(AdapterFit(layout, form, len(modules), most) for layout, form in best)
 
 
-def _mask_flat(module: str) -> str:
-    """Replace the numbers in a name whose dots are written as `_`.
-
-    >>> _mask_flat("double_blocks_3_img_mlp_0")
-    'double_blocks_*_img_mlp_*'
-    """
-    return re.sub(r"(?<![^_])\d+(?![^_])", "*", module)
+def _list_forms() -> list[tuple[str, str, bool]]:
+    """Return how files name the modules of an adapter: the format, a prefix, and whether dots are written as `_`."""
+    formats = read_formats()
+    known = [(formats.titles[each.format], each.text, each.format in formats.flat) for each in formats.prefixes]
+    return [*known, ("bare", "", False)]

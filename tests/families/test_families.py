@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -10,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
-from remapkit.tensors.families import Family, find_families, format_ranges
+from remapkit.tensors.families import Family, cut_key, find_families, format_ranges, join_key
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
 ROOT = Path(remapkit.__file__).parent.parent
 
-words = st.sampled_from(
-    ["0", "1", "2", "3", "10", "007", "a", "b", "w1", "w2", "w3", "weight", "", "{x}", "é", "a|b"]
-)
+PLAIN = ["0", "1", "2", "3", "10", "007", "a", "b", "w1", "w2", "w3", "weight", "", "{x}", "é", "a|b"]
+NUMBERED = ["a_0", "a_1", "b_1", "a_1_w", "a_01", "0_1", "1_0", "_0", "0_", "a__1", "1__0", "1___0", "_", "a_1_2"]
+words = st.sampled_from([*PLAIN, *NUMBERED])
 fqns = st.lists(words, min_size=1, max_size=4).map(".".join)
 specs = st.builds(TensorSpec, st.sampled_from(["F32", "BF16"]), st.lists(st.integers(0, 9), max_size=3).map(tuple))
 
@@ -48,12 +49,22 @@ def test_families_are_a_partition_into_products(tensors: dict[str, TensorSpec]) 
     assert sorted(members) == sorted(tensors)
     assert len(set(members)) == len(members)
     for family in found:
-        assert math.prod(len(set(each)) for each in family.segments) == len(family.fqns)
+        assert math.prod(len(set(each)) for each in family.words) == len(family.fqns)
+        expanded = [join_key(family.separators, own) for own in itertools.product(*family.words)]
+        assert sorted(expanded) == sorted(family.fqns), "the product of the words is the keys"
         assert [fqn for fqn in tensors if fqn in family] == list(family.fqns), "a pattern says its keys and no other"
         assert [tensors[fqn] for fqn in family.fqns] == list(family.specs)
     assert sum(family.nbytes for family in found) == header.nbytes
     first = [list(tensors).index(family.fqns[0]) for family in found]
     assert first == sorted(first)
+
+
+@given(st.text("a0127_.é", max_size=12))
+def test_a_cut_key_joined_is_the_key(fqn: str) -> None:
+    separators, own = cut_key(fqn)
+    assert join_key(separators, own) == fqn
+    assert separators.count(".") == fqn.count(".")
+    assert "" in fqn.split(".") or all(own), "no word is empty but where a segment is"
 
 
 @settings(max_examples=200, deadline=None)
@@ -67,8 +78,8 @@ def test_no_two_families_could_be_one(tensors: dict[str, TensorSpec]) -> None:
 
     for number, one in enumerate(found):
         for other in found[number + 1 :]:
-            if len(one.segments) == len(other.segments):
-                pairs = list(zip(one.segments, other.segments, strict=True))
+            if one.separators == other.separators:
+                pairs = list(zip(one.words, other.words, strict=True))
                 differing = [(a, b) for a, b in pairs if set(a) != set(b)]
                 assert len(differing) != 1 or numbers(differing[0][0]) != numbers(differing[0][1])
 
@@ -90,8 +101,8 @@ def test_the_keys_of_a_product_are_one_family_in_any_order(tensors: dict[str, Te
 
 def test_a_planted_superset_would_be_seen() -> None:
     """Joining without a look at the other segments, a tempting shortcut, takes in keys that are not there."""
-    wrong = Family((("a", "b"), ("x", "y")), ("a.x", "b.y"), (TensorSpec("F32", ()),) * 2)
-    assert "a.y" in wrong and math.prod(map(len, wrong.segments)) != len(wrong.fqns)
+    wrong = Family((("a", "b"), ("x", "y")), ".", ("a.x", "b.y"), (TensorSpec("F32", ()),) * 2)
+    assert "a.y" in wrong and math.prod(map(len, wrong.words)) != len(wrong.fqns)
     found = find_families(StateDictSpec(dict.fromkeys(["a.x", "b.y"], TensorSpec("F32", ()))))
     assert [family.pattern for family in found] == ["a.x", "b.y"]
 
@@ -108,6 +119,13 @@ def test_a_planted_superset_would_be_seen() -> None:
         (["l.w1", "l.w2"], ["l.{w1|w2}"]),
         (["q.w", "q.b", "k.w", "k.b", "n.w"], ["{q|k}.{w|b}", "n.w"]),
         (["2.w", "10.w", "1.w"], ["{1,2,10}.w"]),
+        (["a_0_q.w", "a_1_q.w", "a_2_q.w"], ["a_{0..2}_q.w"]),
+        (["a_0_q.w", "a_1_k.w"], ["a_0_q.w", "a_1_k.w"]),
+        (["a_0_q.w", "a_1_q.w", "a_0_k.w", "a_1_k.w", "a_n.w"], ["a_{0,1}_{q|k}.w", "a_n.w"]),
+        (["h_0.w", "h_1.w", "h_01.w"], ["h_{0,1}.w", "h_01.w"]),
+        (["conv_1x1.w", "conv_3x3.w"], ["conv_{1x1|3x3}.w"]),
+        (["_0.w", "_1.w"], ["_{0|1}.w"]),
+        ([f"b_{n}_mlp_{m}.{leaf}" for n in range(3) for m in (0, 2) for leaf in "ud"], ["b_{0..2}_mlp_{0,2}.{u|d}"]),
         ([""], [""]),
     ],
 )

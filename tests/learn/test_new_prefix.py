@@ -15,7 +15,7 @@ from remapkit.formats.manifest import manifest_json
 from remapkit.tensors.families import find_families
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
-SEGMENTS = st.sampled_from(["enc", "dec", "h", "0", "1", "2", "w", "b", "module"])
+SEGMENTS = st.sampled_from(["enc", "dec", "h", "0", "1", "2", "w", "b", "module", "h_0", "h_1", "h_1_w"])
 NAMES = st.lists(st.lists(SEGMENTS, min_size=2, max_size=4).map(".".join), min_size=2, max_size=12, unique=True).map(
     lambda names: [f"in.{name}" for name in names]
 )
@@ -66,6 +66,16 @@ def test_a_wrapper_in_mid_key_is_taken_out() -> None:
     target = make_spec([f"layers.{n}.{leaf}" for n in range(3) for leaf in ("w", "b")])
     rules = remapkit.loads(new_rule_file("t", source, None, target))
     assert rules.match("layers.1.module.w")[0].target == "layers.1.w"
+
+
+def test_a_numbered_segment_is_taken_out_only_where_it_stands_in_every_key() -> None:
+    """`h_1` is also one of `h_{0,1}`: no one rule of the family takes both out, and only one of `h_0.a.h_1`."""
+    source = make_spec([f"b.{layer}.h_{n}.a.h_1.{leaf}" for layer in range(2) for n in range(2) for leaf in "bw"])
+    target = make_spec([f"b.{layer}.{part}.{leaf}" for layer in range(2) for part in ("h_0.a", "a") for leaf in "bw"])
+    (family,) = find_families(source)
+    assert family.pattern == "b.{0,1}.h_{0,1}.a.h_1.{b|w}" and find_changes([family], target) == {}
+    (alone,) = find_families(make_spec([fqn for fqn in source if ".h_0." in fqn]))
+    assert find_changes([alone], target) == {alone: Change(without="h_1")}
 
 
 def test_two_targets_that_are_alike_are_not_chosen_from() -> None:

@@ -264,7 +264,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "kohya writes dots",
         "registry/fit_adapters.py",
-        "(_mask_flat if is_flat else mask_indices)(",
+        "(mask_numbers if is_flat else mask_indices)(",
         "mask_indices(",
         "adapters are known in every form",
         BRUTE,

@@ -43,6 +43,7 @@ from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_companions import FAULTS as COMPANIONS
 from tests.mutation.faults_exam import FAULTS as EXAM
+from tests.mutation.faults_families import FAULTS as FAMILIES
 from tests.mutation.faults_hints import FAULTS as HINTS
 from tests.mutation.faults_layouts import FAULTS as LAYOUTS
 from tests.mutation.faults_learning import FAULTS as LEARNING
@@ -69,6 +70,7 @@ FAULTS: tuple[Fault, ...] = (
     *METADATA,
     *PATTERNS,
     *PLANS,
+    *FAMILIES,
     *HINTS,
     *LAYOUTS,
     *CHECKS,

@@ -316,11 +316,11 @@ def test_identify_is_what_brute_force_says(data: st.DataObject) -> None:
 
 
 FORMS = {
-    "PEFT": ("base_model.model.", "."),
-    "ComfyUI": ("diffusion_model.", "."),
-    "diffusers": ("transformer.", "."),
-    "kohya": ("lora_unet_", "_"),
-    "bare": ("", "."),
+    "PEFT": (("base_model.model.", "base_model.model.diffusion_model."), "."),
+    "ComfyUI": (("diffusion_model.", "model.diffusion_model.", "text_encoders.clip_l.transformer."), "."),
+    "diffusers": (("transformer.", "unet.", "text_encoder.", "text_encoder_2."), "."),
+    "kohya": (("lora_unet_", "lora_transformer_", "lora_te1_", "lora_te2_", "lora_te_", "lycoris_"), "_"),
+    "bare": (("",), "."),
 }
 
 
@@ -334,7 +334,8 @@ def test_an_adapter_is_of_the_layouts_that_have_most_of_its_modules(
     every = sorted({name.rpartition(".")[0] for name in one.tensors})
     chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
     modules = [*chosen, *(f"no.such.{n}" for n in range(strangers))]
-    prefix, dot = FORMS[form]
+    prefixes, dot = FORMS[form]
+    prefix = data.draw(st.sampled_from(prefixes))
     ends = data.draw(st.sampled_from([("lora_A", "lora_B"), ("lora_down", "lora_up")]))
     names = [f"{prefix}{module.replace('.', dot)}.{end}.weight" for module in modules for end in ends]
     names += [f"{prefix}{module.replace('.', dot)}.alpha" for module in modules] if form == "kohya" else []

@@ -43,7 +43,8 @@ ODD = [
     "%",
     "a:",
 ]
-words = st.sampled_from(["0", "1", "2", "3", "10", "a", "b", "weight", "bias", "", *ODD])
+NUMBERED = ["a_0", "a_1", "b_1", "a_1_w", "a_2_b", "b_1_w", "a_01", "0_1", "1_0", "_0", "0_", "a__1", "1__0", "é_1"]
+words = st.sampled_from(["0", "1", "2", "3", "10", "a", "b", "weight", "bias", "", *NUMBERED, *ODD])
 fqns = st.lists(words, min_size=1, max_size=4).map(".".join)
 specs = st.builds(TensorSpec, st.sampled_from(["F32", "BF16"]), st.lists(st.integers(1, 3), max_size=2).map(tuple))
 headers = st.dictionaries(fqns, specs, min_size=1, max_size=20).map(

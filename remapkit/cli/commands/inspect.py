@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections import Counter
 
 from remapkit.api.identify import describe_layout, dump_identification, identify_header
-from remapkit.api.inspect import Inspection, inspect
+from remapkit.api.inspect import Inspection, dump_adapter, inspect
 from remapkit.cli.arguments import get_reading_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun, format_bytes, show_key
@@ -41,11 +41,13 @@ def run(args: Namespace) -> CommandOutcome:
             "metadata": dict(header.metadata),
             "bytes": header.nbytes,
             "layout": dump_identification(identified),
+            **({"adapters": [dump_adapter(each) for each in found.adapters]} if found.adapters else {}),
         },
         text=(
             what,
             _make_key_table(found) if args.all else _make_family_table(found),
             total,
+            *(f"adapter: {part}" for part in found.adapters),
             *(f"layout: {line.removeprefix(f'{header.name}: ')}" for line in layout[:1]),
             *layout[1:],
             *tied,

@@ -52,6 +52,8 @@ class Prefix:
 class Formats:
     """What `formats.yaml` says."""
 
+    titles: Mapping[str, str]
+    """How each format is called in messages."""
     alphas: Mapping[str, AlphaIn]
     flat: frozenset[str]
     own_leaves: Mapping[str, str]
@@ -103,6 +105,7 @@ def read_formats() -> Formats:
         for role, leaf in leaves.items():
             roles.setdefault(leaf, (name, role))
     return Formats(
+        titles={name: own["title"] for name, own in data["formats"].items()},
         alphas={name: own["alpha"] for name, own in data["formats"].items()},
         flat=frozenset(name for name, own in data["formats"].items() if own.get("flat")),
         own_leaves={name: own["leaves"] for name, own in data["formats"].items()},
