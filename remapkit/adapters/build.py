@@ -6,17 +6,19 @@ whose factors differ, or a format that has no alphas), a rule file that does tha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from remapkit.adapters.alphas import PeftConfig
 from remapkit.adapters.carry import Carrier, ReadNumber
 from remapkit.adapters.derive import Derived, Deriver, write_rules
 from remapkit.adapters.formats import Style, read_formats
-from remapkit.adapters.names import Adapter, get_module, read_adapter
+from remapkit.adapters.names import WEIGHT, Adapter, ModuleNames, get_module, read_adapter, split_leaf
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
-from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.diagnostics.wording import count_noun, find_close_name, list_names
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
 from remapkit.rulefile.read import read_text
@@ -46,9 +48,21 @@ class AdapterRules:
     texts: tuple[str, ...]
     adapter: Adapter
     style: Style
-    config: Mapping[str, object] | None
+    config: Mapping[str, Any] | None
     """The `adapter_config.json` of the result, if its alphas are there."""
     diagnostics: tuple[Diagnostic, ...] = ()
+    renamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The new modules that each module of the model goes to, by names in the models: without prefix, with dots."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """The LoRA rank of each new module."""
+    alphas: Mapping[str, float | None] = field(default_factory=dict)
+    """The alpha of each new module, after folding; None if it is not known."""
+    fields: Mapping[str, Any] | None = None
+    """The fields of a PEFT config of the result, whatever its format; None if alphas are not known.
+
+    diffusers' files may have them in `__metadata__`, as JSON in `lora_adapter_metadata`, each name behind that of the
+    model, which is the prefix of the result: `transformer.lora_alpha`. The order of the patterns counts.
+    """
 
 
 def build_adapter(
@@ -56,50 +70,85 @@ def build_adapter(
 ) -> AdapterRules:
     """Return the rules of an adapter of the model whose header is `base`, derived from the rules of its weights.
 
-    Raises `FailedCheck` with everything that cannot follow (RK723, RK724, RK726, RK728), and what `read_adapter` and
-    the plan of the weights raise.
+    Raises `FailedCheck` with everything that cannot follow (RK723, RK724, RK726, RK728, RK735, RK737), and what
+    `read_adapter` and the plan of the weights raise.
     """
     texts: list[str] = []
+    notes: list[Diagnostic] = []
+    renamed: Mapping[str, tuple[str, ...]] | None = None
     adapter = first = read_adapter(header, base, options.prefix)
+    if unknown := _report_unknown(first, base):
+        raise FailedCheck(unknown)
+    notes += _report_outside(first)
     final = _choose_style(adapter, options)
-    carrier = Carrier(adapter, base, options.config, options.alpha, options.fold, read)
+    carrier = Carrier(adapter, base, _choose_config(adapter, options), options.alpha, options.fold, read)
+    _raise(carrier.problems)
     for number, part in enumerate(rules.parts, 1):
         is_last = number == len(rules.parts)
         plan = make_plan(part, base)
         plan.raise_for_problems()
         style = final if is_last else adapter.style
         found = _derive(plan, adapter, style)
-        if folding := carrier.choose_folded(found, style):
+        folding = carrier.choose_folded(found, style)
+        _raise(found.problems)
+        if folding:
             texts.append(carrier.write_fold(folding, f"{part.name}.alphas"))
-            adapter = read_adapter(_plan_text(texts[-1], adapter.header), base, options.prefix)
+            adapter = read_adapter(_plan_text(texts[-1], adapter.header), base, adapter.style.prefix)
             carrier.forget(adapter, folding)
             found = _derive(plan, adapter, style)
         carrier.follow(found, style)
-        _raise_problems(found)
-        texts.append(write_rules(f"{part.name}.adapter", f"an adapter, by the rules of {part.name}", found))
+        _raise(found.problems or _report_nothing(first, found))
+        summary = f"an adapter, by the rules of {part.name}"
+        texts.append(write_rules(f"{part.name}.adapter", summary, found, adapter.header))
+        notes += [*_report_resized(first, found), *_report_dropped(first, found)]
+        renamed = _follow_names(renamed, plan, adapter)
+        base = plan.target
         if not is_last:
-            base = plan.target
-            adapter = read_adapter(_plan_text(texts[-1], adapter.header), base)
+            adapter = read_adapter(_plan_text(texts[-1], adapter.header), base, style.prefix)
             carrier.move_to(adapter)
-    notes = (*_report_outside(first), *_report_dropped(first, found))
-    return AdapterRules(tuple(texts), first, final, carrier.make_config(final), notes)
+    fields = carrier.make_fields(found, ModuleNames.of(base).weights)
+    config = fields if final.alpha == "config" else None
+    ranks = {module: factor.rank for module, factor in carrier.made.items()}
+    alphas = {module: factor.find_alpha() for module, factor in carrier.made.items()}
+    return AdapterRules(tuple(texts), first, final, config, tuple(notes), renamed or {}, ranks, alphas, fields)
 
 
 def _derive(plan: ResolvedPlan, adapter: Adapter, style: Style) -> Derived:
     found = Deriver(plan, adapter, style).derive()
     found.dropped += [fqn for fqns in adapter.outside.values() for fqn in fqns]
-    if adapter.unknown:
-        title = f"{count_noun(len(adapter.unknown), 'tensor')} belong to no module of the model"
-        help = ("check that the adapter is for this model and this size of it",)
-        names = list_names(adapter.unknown)
-        found.problems.append(Diagnostic("RK728", title, notes=(names,), help=help, place=adapter.header.name))
-    _raise_problems(found)
+    _raise(found.problems)
     return found
 
 
-def _raise_problems(found: Derived) -> None:
-    if found.problems:
-        raise FailedCheck(found.problems)
+def _raise(problems: Sequence[Diagnostic]) -> None:
+    if problems:
+        raise FailedCheck(problems)
+
+
+def _follow_names(
+    before: Mapping[str, tuple[str, ...]] | None, plan: ResolvedPlan, adapter: Adapter
+) -> dict[str, tuple[str, ...]]:
+    """Return where modules go, after those of earlier rule files went to the modules of this adapter."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for move in plan.moves:
+        for fqn in move.sources:
+            if fqn.endswith(WEIGHT) or fqn in adapter.whole.values() or not move.target.endswith(WEIGHT):
+                found[get_module(fqn)].append(get_module(move.target))
+    if before is None:
+        return {name: tuple(dict.fromkeys(targets)) for name, targets in found.items()}
+    return {
+        name: tuple(dict.fromkeys(target for each in names for target in found.get(each, ())))
+        for name, names in before.items()
+    }
+
+
+def _choose_config(adapter: Adapter, options: Options) -> PeftConfig | None:
+    """Return the config that an adapter's alphas are in: the file beside it for PEFT's names, else its metadata."""
+    style = adapter.style
+    if style.format == "diffusers" and style.prefix:
+        return PeftConfig.find_in_metadata(adapter.header.metadata, style.prefix.removesuffix("."))
+    has_peft_names = read_formats().own_leaves[style.format] == "peft"
+    return options.config if has_peft_names else None
 
 
 def _plan_text(text: str, header: StateDictSpec) -> StateDictSpec:
@@ -110,12 +159,28 @@ def _plan_text(text: str, header: StateDictSpec) -> StateDictSpec:
 
 
 def _choose_style(adapter: Adapter, options: Options) -> Style:
-    """Return how the result is named: like the input, unless another format is asked for."""
-    style, formats = adapter.style, read_formats()
-    if options.format is None or options.format == style.format:
-        return style
+    """Return how the result is named: like the input, unless a format is asked for."""
+    if options.format is None:
+        return adapter.style
+    formats = read_formats()
     modules = [get_module(module.weight) for module in adapter.modules]
-    return formats.style(options.format, formats.find_component(style.prefix, modules))
+    return formats.style(options.format, formats.find_component(adapter.style.prefix, modules))
+
+
+def _report_unknown(adapter: Adapter, base: StateDictSpec) -> list[Diagnostic]:
+    """Refuse tensors whose module the model does not have, and say which one has a name like theirs."""
+    if not adapter.unknown:
+        return []
+    title = f"{count_noun(len(adapter.unknown), 'tensor')} belong to no module of the model"
+    names, start = ModuleNames.of(base), adapter.style.prefix
+    near = {}
+    for fqn in adapter.unknown[:3]:
+        module = (leaf.module if (leaf := split_leaf(fqn, read_formats())) else get_module(fqn)).removeprefix(start)
+        close = find_close_name(module, names.flat if adapter.style.is_flat else names.weights)
+        near[module] = f"the module of the model with the name nearest to {module} is {close}" if close else ""
+    help = (*filter(None, near.values()), "check that the adapter is for this model and this size of it")
+    notes, place = (list_names(adapter.unknown),), adapter.header.name
+    return [Diagnostic("RK728", title, notes=notes, help=help, place=place)]
 
 
 def _report_outside(adapter: Adapter) -> Iterator[Diagnostic]:
@@ -124,10 +189,26 @@ def _report_outside(adapter: Adapter) -> Iterator[Diagnostic]:
         yield _warn("RK727", title, fqns, adapter, "apply the rules of that model for them")
 
 
+def _report_resized(adapter: Adapter, found: Derived) -> Iterator[Diagnostic]:
+    if found.resized:
+        title = f"the adapter of {count_noun(len(found.resized), 'tensor')} is for another size than the model's"
+        sizes = [f"{key}: {list(own)}, and the model has {list(spec)}" for key, (spec, own) in found.resized.items()]
+        yield _warn("RK738", title, sizes, adapter, "use the result with a variant of the model that has these sizes")
+
+
+def _report_nothing(adapter: Adapter, found: Derived) -> list[Diagnostic]:
+    if found.written:
+        return []
+    title = "nothing of the adapter would be left: the rules drop the weights that it changes"
+    return [Diagnostic("RK729", title, notes=(list_names(found.dropped),), place=adapter.header.name)]
+
+
 def _report_dropped(adapter: Adapter, found: Derived) -> Iterator[Diagnostic]:
     away = {fqn for fqns in adapter.outside.values() for fqn in fqns}
     if gone := [fqn for fqn in found.dropped if fqn not in away]:
-        title = f"{count_noun(len(gone), 'tensor')} of the adapter dropped, because the rules drop the weights"
+        title = (
+            f"{count_noun(len(gone), 'tensor')} of the adapter dropped: the rules make nothing of what they change"
+        )
         yield _warn("RK729", title, gone, adapter)
 
 
