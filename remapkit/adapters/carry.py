@@ -120,6 +120,11 @@ class Carrier:
             if self.factors[weight].tensor is None and (number := self.factors[weight].number) is not None
         }
         folded = [weight for weight in self.factors if weight in chosen and self.factors[weight].tensor is not None]
+        if zeros := [self.factors[weight].tensor or "" for weight in folded if self.factors[weight].alpha == 0]:
+            title = f"{count_noun(len(zeros), 'alpha')} of 0 would be multiplied in: some programs take it for the LoRA rank"
+            help = ("remove it from the file if it is the LoRA rank, or remove the tensors of its module",)
+            notes, place = (list_names(zeros),), self.adapter.header.name
+            found.problems.append(Diagnostic("RK737", title, notes=notes, help=help, place=place))
         modules = {module.weight: module for module in self.adapter.modules}
         if biased := [weight for weight in folded if "up_bias" in modules[weight].tensors]:
             title = "an alpha tensor is multiplied in, and the bias of the layer of up would need it too"
@@ -201,7 +206,7 @@ class Carrier:
             is_unknown = known is None and self._needs_number(own, rank, style)
             if tensors or is_unknown or len({factor.number for factor in own}) > 1:
                 unknown.append(module)
-            elif known is not None and known != 1 and style.alpha == "tensor":
+            elif known is not None and style.alpha == "tensor" and (known != 1 or self._is_new_kohya(style)):
                 found.added[style.name(module, style.leaf("alpha") or "alpha")] = known * rank
         self._follow_loose(found, style, unknown)
         unknown += [get_module(weight) for weight in found.with_factor_one if self._is_unknown(weight)]
@@ -211,6 +216,10 @@ class Carrier:
     def _needs_number(self, own: Sequence[Factor], rank: int, style: Style) -> bool:
         """Return whether a factor that is not known would change: with the LoRA rank, or because none means 1."""
         return any(factor.rank != rank for factor in own) or style.format != self.adapter.style.format
+
+    def _is_new_kohya(self, style: Style) -> bool:
+        """Return whether the file becomes one of kohya's, which always have alphas, so that readers require them."""
+        return style.format == "kohya" != self.adapter.style.format
 
     def _is_unknown(self, weight: str) -> bool:
         return weight in self.factors and self.factors[weight].number is None and self.factors[weight].tensor is None

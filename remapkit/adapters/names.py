@@ -246,11 +246,11 @@ class _Names:
 
     def _find_prefix(self, places: Iterable[_Place]) -> tuple[str, str]:
         """Return the prefix of all modules and its format; raises `UsageError` (RK722) if there are several."""
-        modules = Counter((place.prefix, place.format) for place in set(places))
+        modules = Counter((place.prefix, place.format) for place in dict.fromkeys(places))
         if len(modules) > 1:
             title = f"the modules have several prefixes: {join_words(repr(prefix) for prefix, _ in modules)}"
             notes = tuple(f"{prefix!r}: {count_noun(count, 'module')}" for (prefix, _), count in modules.items())
-            commands = join_words((f"--root {prefix or repr('')}" for prefix, _ in modules), conjunction="or")
+            commands = join_words((f"--root {prefix[:-1] or repr('')}" for prefix, _ in modules), conjunction="or")
             raise UsageError(
                 Diagnostic("RK722", title, notes=notes, help=(f"choose one: {commands}",), place=self.header.name)
             )
