@@ -121,7 +121,8 @@ class Carrier:
         }
         folded = [weight for weight in self.factors if weight in chosen and self.factors[weight].tensor is not None]
         if zeros := [self.factors[weight].tensor or "" for weight in folded if self.factors[weight].alpha == 0]:
-            title = f"{count_noun(len(zeros), 'alpha')} of 0 would be multiplied in: some programs take it for the LoRA rank"
+            what = count_noun(len(zeros), "alpha")
+            title = f"{what} of 0 would be multiplied in, and some programs take 0 for the LoRA rank"
             help = ("remove it from the file if it is the LoRA rank, or remove the tensors of its module",)
             notes, place = (list_names(zeros),), self.adapter.header.name
             found.problems.append(Diagnostic("RK737", title, notes=notes, help=help, place=place))

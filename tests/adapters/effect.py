@@ -7,12 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 
-def find_updates(
-    adapter: Mapping[str, torch.Tensor],
-    weights: Mapping[str, torch.Tensor],
-    names: Mapping[str, str],
-    factors: Mapping[str, float] | None = None,
-) -> dict[str, torch.Tensor]:
+def find_updates(adapter: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], names: Mapping[str, str], factors: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
     """Return up @ down * alpha / r for every weight; `names` is how the file calls the module of each weight.
 
     Written for each form by itself (linear, convolution, stack of matrices), with nothing of the code under test.

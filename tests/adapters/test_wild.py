@@ -109,8 +109,7 @@ def test_peft_flux_takes_its_alphas_from_the_config_and_gives_a_new_one(flux: Mo
 
     assert built.config is not None
     new = PeftConfig.of(dict(built.config), "new")
-    ranks = {module: rank for module, rank in built.ranks.items()}
-    after = {module: new.find_factor(module, rank) for module, rank in ranks.items()}
+    after = {module: new.find_factor(module, rank) for module, rank in built.ranks.items()}
     made = run(built, file)
     assert_same_effect(flux, file, made, dotted("base_model.model."), dotted("base_model.model."), (factors, after))
     assert sorted(built.config["target_modules"]) == sorted(
@@ -240,10 +239,10 @@ rules:
   - {id: down.5, path: 'down_blocks.1.attentions.1.{rest:**}', to: 'input_blocks.5.1.{rest}'}
   - {id: resnet, path: 'down_blocks.1.resnets.0.conv1.{leaf:weight|bias}', to: 'input_blocks.4.0.in_layers.2.{leaf}'}
 """
-ATTENTION = {
-    **{f"transformer_blocks.0.attn1.to_{each}.weight": (8, 8) for each in "qkv"},
-    **{"transformer_blocks.0.attn1.to_out.0.weight": (8, 8), "proj_in.weight": (8, 8)},
-    **{"transformer_blocks.0.ff.net.0.proj.weight": (16, 8), "transformer_blocks.0.norm1.weight": (8,)},
+LAYERS = [*(f"transformer_blocks.0.attn1.to_{each}" for each in ("q", "k", "v", "out.0")), "proj_in"]
+ATTENTION = {f"{layer}.weight": (8, 8) for layer in LAYERS} | {
+    "transformer_blocks.0.ff.net.0.proj.weight": (16, 8),
+    "transformer_blocks.0.norm1.weight": (8,),
 }
 BLOCKS = {f"input_blocks.{block}.1.{name}": shape for block in (4, 5) for name, shape in ATTENTION.items()}
 UNET = {**BLOCKS, "input_blocks.4.0.in_layers.2.weight": (8, 4, 3, 3), "input_blocks.4.0.in_layers.2.bias": (8,)}
@@ -364,8 +363,10 @@ def test_updates_of_the_kit_are_those_of_the_definition() -> None:
     """The oracle of this file: 2 x 3 update of rank 1 with alpha 4, and a bias."""
     base = {"m.weight": TensorSpec("F32", (2, 3)), "m.bias": TensorSpec("F32", (2,))}
     file = {
-        **{"lora_unet_m.lora_up.weight": torch.tensor([[1.0], [2.0]]), "lora_unet_m.alpha": torch.tensor(4.0)},
-        **{"lora_unet_m.lora_down.weight": torch.tensor([[1.0, 0.0, -1.0]]), "lora_unet_m.diff_b": torch.ones(2)},
+        "lora_unet_m.lora_up.weight": torch.tensor([[1.0], [2.0]]),
+        "lora_unet_m.lora_down.weight": torch.tensor([[1.0, 0.0, -1.0]]),
+        "lora_unet_m.alpha": torch.tensor(4.0),
+        "lora_unet_m.diff_b": torch.ones(2),
     }
     found = find_updates(file, base, kohya())
     assert found["m.weight"].tolist() == [[4.0, 0.0, -4.0], [8.0, 0.0, -8.0]] and found["m.bias"].tolist() == [1, 1]

@@ -27,8 +27,12 @@ DTYPES = {
     torch.int64: "I64",
 }
 FLUX = {
-    **{3072: 8, 6144: 16, 9216: 24, 12288: 32, 15360: 40, 18432: 48, 21504: 56},
-    **{128: 4, 64: 6, 256: 10, 768: 12, 4096: 14},
+    size: small
+    for size, small in zip(
+        (3072, 6144, 9216, 12288, 15360, 18432, 21504, 128, 64, 256, 768, 4096),
+        (8, 16, 24, 32, 40, 48, 56, 4, 6, 10, 12, 14),
+        strict=True,
+    )
 }
 WAN = {1536: 8, 8960: 12, 9216: 48, 4096: 14, 256: 10, 64: 20, 16: 5}
 
@@ -163,16 +167,10 @@ def find_updates(
     return found
 
 
-LEAVES = {
-    **{"lora_up.weight": "up", "lora_B.weight": "up", "lora_B.default.weight": "up", "lora.up.weight": "up"},
-    **{
-        "lora_down.weight": "down",
-        "lora_A.weight": "down",
-        "lora_A.default.weight": "down",
-        "lora.down.weight": "down",
-    },
-    **{"alpha": "alpha", "diff": "diff", "diff_b": "diff_b", "lora_B.bias": "up_bias"},
-}
+UPS = ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight")
+DOWNS = ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight")
+OTHERS = {"alpha": "alpha", "diff": "diff", "diff_b": "diff_b", "lora_B.bias": "up_bias"}
+LEAVES = dict.fromkeys(UPS, "up") | dict.fromkeys(DOWNS, "down") | OTHERS
 
 
 def assert_same_effect(
