@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from remapkit.adapters.alphas import Made, PeftConfig, make_config
-from remapkit.adapters.derive import BIAS, Derived, Written, imply_shape, quote_key
+from remapkit.adapters.derive import BIAS, Derived, Written, imply_shape
 from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.formats import Style
 from remapkit.adapters.names import Adapter, Module, get_module
@@ -23,6 +23,7 @@ from remapkit.adapters.numbers import is_exact
 from remapkit.adapters.push import Part, Side, Stored, find_rank
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
 from remapkit.tensors.spec import TensorSpec
 
@@ -172,13 +173,13 @@ class Carrier:
         for number, module in enumerate((each for each in self.adapter.modules if each.weight in weights), 1):
             up, alpha = module.tensors["up"], module.tensors["alpha"]
             over = self.factors[module.weight].rank
-            rule = {"id": f"alpha.{number}", "path": quote_key(up)}
-            product = {"multiply": {"by": quote_key(alpha), "over": over}, "to": quote_key(up)}
+            rule = {"id": f"alpha.{number}", "path": literal_text(up)}
+            product = {"multiply": {"by": literal_text(alpha), "over": over}, "to": literal_text(up)}
             lines.append("  - " + emit_flow({**rule, **product}))
             gone |= {up, alpha}
         rest = [fqn for fqn in self.adapter.header if fqn not in gone]
         if rest:
-            lines += ["keep:", *(f"  - {emit_flow(quote_key(fqn))}" for fqn in rest)]
+            lines += ["keep:", *(f"  - {emit_flow(literal_text(fqn))}" for fqn in rest)]
         return "\n".join(lines) + "\n"
 
     def forget(self, adapter: Adapter, weights: Collection[str]) -> None:

@@ -17,6 +17,7 @@ from remapkit.adapters.names import BASE_LAYER, WEIGHT, Adapter, Module, get_mod
 from remapkit.adapters.push import Kind, Pushed, Side, Stored, push, start
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import count_noun, join_words, list_names
+from remapkit.patterns.literals import literal_text
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import Move
 from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
@@ -74,7 +75,7 @@ class Deriver:
     adapter: Adapter
     style: Style
     found: Derived = field(default_factory=Derived)
-    _refused: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    _refused: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
     _moves: dict[str, Move] = field(default_factory=dict)
     _whole: list[tuple[Move, Pushed]] = field(default_factory=list)
     _matrices: set[str] = field(default_factory=set)
@@ -95,7 +96,7 @@ class Deriver:
             self._write(move, "whole", made.first, stored["whole", "whole"])
         self._find_dropped()
         self._check_names()
-        self.found.problems += [self._explain(*what, names) for what, names in self._refused.items()]
+        self.found.problems += [self._explain(*what, list(names)) for what, names in self._refused.items()]
         return self.found
 
     def _store(self) -> dict[tuple[Kind, Role], dict[str, tuple[Stored, tuple[str, ...]]]]:
@@ -212,7 +213,7 @@ class Deriver:
         self.found.loose[target] = module
         for role, fqn, leaf in leaves:
             if leaf is None:
-                lacking = f"`{role}` for it" if role != "opaque" else "such an adapter"
+                lacking = f"`{role}` for it" if role != "opaque" else "such adapter"
                 self._refuse(
                     "RK723", move.rule.id, f"it is {what}, and {self.style.format} files have no {lacking}", target
                 )
@@ -250,7 +251,7 @@ class Deriver:
             self.found.problems.append(Diagnostic("RK728", title, notes=notes, help=help, place=place))
 
     def _refuse(self, code: str, rule: str, reason: str, name: str) -> None:
-        self._refused.setdefault((code, rule, reason), []).append(name)
+        self._refused.setdefault((code, rule, reason), {})[name] = None
 
     def _explain(self, code: str, rule: str, reason: str, names: list[str]) -> Diagnostic:
         place, notes = self.adapter.header.name, (list_names(names),)
@@ -335,11 +336,11 @@ def write_rules(name: str, summary: str, found: Derived, header: Mapping[str, Te
         lines += ["rules:", *rules]
     for section, names in (("keep", keep), ("drop", found.dropped)):
         if names:
-            lines += [f"{section}:", *(f"  - {emit_flow(quote_key(fqn))}" for fqn in names)]
+            lines += [f"{section}:", *(f"  - {emit_flow(literal_text(fqn))}" for fqn in names)]
     if found.added:
         lines.append("add:")
     for fqn, value in found.added.items():
-        fill = {"to": quote_key(fqn), "fill": value, "shape": [], "dtype": "F32"}
+        fill = {"to": literal_text(fqn), "fill": value, "shape": [], "dtype": "F32"}
         lines.append("  - " + emit_flow(fill))
     return "\n".join(lines) + "\n"
 
@@ -354,7 +355,7 @@ def _write_group(group: Sequence[Written], header: Mapping[str, TensorSpec]) -> 
     sources = [_with_ops("path", fqn, ops) for fqn, ops in zip(first.files, _list_ops(first), strict=True)]
     fields: dict[str, object] = {}
     if len(sources) == 1:
-        fields["path"] = quote_key(first.files[0])
+        fields["path"] = literal_text(first.files[0])
     elif first.side.merged:
         fields["merge"] = sources
     else:
@@ -364,7 +365,7 @@ def _write_group(group: Sequence[Written], header: Mapping[str, TensorSpec]) -> 
         fields["ops"] = list(common)
     rest = [each.side.ops[len(common) :] for each in group]
     if len(group) == 1:
-        return {**fields, "to": quote_key(first.name)}
+        return {**fields, "to": literal_text(first.name)}
     keeps_shape = len(sources) == 1 and all(isinstance(op, Mapping) and "scale" in op for op in common)
     if keeps_shape and (sizes := _find_split(rest, header[first.files[0]].shape)) is not None:
         dim, order, lengths = sizes
@@ -374,7 +375,7 @@ def _write_group(group: Sequence[Written], header: Mapping[str, TensorSpec]) -> 
 
 
 def _with_ops(field: str, fqn: str, ops: Sequence[OpText]) -> object:
-    return {field: quote_key(fqn), "ops": list(ops)} if ops else quote_key(fqn)
+    return {field: literal_text(fqn), "ops": list(ops)} if ops else literal_text(fqn)
 
 
 def _find_common(all_ops: Sequence[tuple[OpText, ...]]) -> tuple[OpText, ...]:
@@ -404,22 +405,3 @@ def _find_split(rest: Sequence[tuple[OpText, ...]], shape: Sequence[int]) -> tup
         at = slices[number][2]
     dim = slices[0][0]
     return None if at != shape[dim] else (dim, order, [slices[number][2] - slices[number][1] for number in order])
-
-
-_SPECIAL = frozenset("*?\\^$()[]| '\"{}")
-
-
-def quote_key(fqn: str) -> str:
-    """Return a key as the path of a rule file writes it.
-
-    >>> quote_key("a.0.weight"), quote_key("a b")
-    ('a.0.weight', "a{' '}b")
-    """
-    made, special = "", False
-    for sign in fqn:
-        is_special = sign in _SPECIAL or not sign.isprintable()
-        if is_special != special:
-            made += "{'" if is_special else "'}"
-        special = is_special
-        made += "''" if sign == "'" else sign
-    return made + ("'}" if special else "")

@@ -263,9 +263,10 @@ class _Names:
         starts = ("",) if start.endswith("_") else (start, "")
         for fqn in self.header:
             for each in starts:
-                key = fqn.removeprefix(each).replace(BASE_LAYER, ".")
-                if fqn.startswith(each) and key in self.known:
-                    found.setdefault(fqn, key)
+                key = fqn.removeprefix(each)
+                for name in (key, key.replace(BASE_LAYER, ".")):
+                    if fqn.startswith(each) and name in self.known:
+                        found.setdefault(fqn, name)
         return found
 
     def _sort_lost(self, lost: Iterable[str], start: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
