@@ -113,8 +113,8 @@ class PeftConfig:
 class Made:
     """What a config is made of: the LoRA rank and the factor of each module, and which modules are stored whole.
 
-    `modules` are all of the model. `has_magnitudes` and `has_biases` say whether modules have magnitudes (DoRA), and
-    whether the layers of up matrices have biases.
+    `modules` are all of the model. `has_magnitudes` and `has_biases` say whether modules have magnitudes (DoRA),
+    whether the layers of up matrices have biases, and whether weights are stored as [IN, OUT].
     """
 
     factors: Mapping[str, tuple[int, float]]
@@ -122,6 +122,7 @@ class Made:
     whole: Sequence[str] = ()
     has_magnitudes: bool = False
     has_biases: bool = False
+    has_transposed: bool = False
 
 
 def matches_module(pattern: str, module: str) -> bool:
@@ -143,6 +144,7 @@ def make_config(made: Made) -> dict[str, Any]:
         "use_rslora": False,
         "use_dora": made.has_magnitudes,
         "lora_bias": made.has_biases,
+        "fan_in_fan_out": made.has_transposed,
         "target_modules": _list_targets(made.factors, made.modules),
         "modules_to_save": list(made.whole) or None,
         "exclude_modules": None,

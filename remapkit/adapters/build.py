@@ -7,7 +7,7 @@ whose factors differ, or a format that has no alphas), a rule file that does tha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from remapkit.adapters.carry import Carrier, ReadNumber
 from remapkit.adapters.derive import Derived, Deriver, write_rules
 from remapkit.adapters.formats import Style, read_formats
 from remapkit.adapters.names import WEIGHT, Adapter, ModuleNames, get_module, read_adapter, split_leaf
+from remapkit.adapters.orient import find_transposed
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import count_noun, find_close_name, list_names
@@ -83,19 +84,21 @@ def build_adapter(
     final = _choose_style(adapter, options)
     carrier = Carrier(adapter, base, _choose_config(adapter, options), options.alpha, options.fold, read)
     _raise(carrier.problems)
+    is_flagged = carrier.config is not None and carrier.config.data.get("fan_in_fan_out") is True
+    transposed = find_transposed(adapter, base, is_flagged=is_flagged)
     for number, part in enumerate(rules.parts, 1):
         is_last = number == len(rules.parts)
         plan = make_plan(part, base)
         plan.raise_for_problems()
         style = final if is_last else adapter.style
-        found = _derive(plan, adapter, style)
+        found = _derive(plan, adapter, style, transposed)
         folding = carrier.choose_folded(found, style)
         _raise(found.problems)
         if folding:
             texts.append(carrier.write_fold(folding, f"{part.name}.alphas"))
             adapter = read_adapter(_plan_text(texts[-1], adapter.header), base, adapter.style.prefix)
             carrier.forget(adapter, folding)
-            found = _derive(plan, adapter, style)
+            found = _derive(plan, adapter, style, transposed)
         carrier.follow(found, style)
         _raise(found.problems or _report_nothing(first, found))
         summary = f"an adapter, by the rules of {part.name}"
@@ -106,6 +109,9 @@ def build_adapter(
         if not is_last:
             adapter = read_adapter(_plan_text(texts[-1], adapter.header), base, style.prefix)
             carrier.move_to(adapter)
+            transposed = {
+                module.weight for module in adapter.modules if get_module(module.weight) in found.transposed
+            }
     fields = carrier.make_fields(found, ModuleNames.of(base).weights)
     config = fields if final.alpha == "config" else None
     ranks = {module: factor.rank for module, factor in carrier.made.items()}
@@ -113,8 +119,8 @@ def build_adapter(
     return AdapterRules(tuple(texts), first, final, config, tuple(notes), renamed or {}, ranks, alphas, fields)
 
 
-def _derive(plan: ResolvedPlan, adapter: Adapter, style: Style) -> Derived:
-    found = Deriver(plan, adapter, style).derive()
+def _derive(plan: ResolvedPlan, adapter: Adapter, style: Style, transposed: Collection[str]) -> Derived:
+    found = Deriver(plan, adapter, style, transposed).derive()
     found.dropped += [fqn for fqns in adapter.outside.values() for fqn in fqns]
     _raise(found.problems)
     return found

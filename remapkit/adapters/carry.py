@@ -282,7 +282,7 @@ class Carrier:
         roles = {each.role for each in found.written}
         whole = sorted({key.rpartition(".")[0] for key in found.whole if not key.endswith(BIAS)} - {""})
         biased = bool(roles & {"up_bias", "diff_bias"})
-        made = Made(known, modules, whole, "magnitude" in roles, biased)
+        made = Made(known, modules, whole, "magnitude" in roles, biased, bool(found.transposed))
         return self.config.rewrite(made) if self.config is not None else make_config(made)
 
 

@@ -8,12 +8,13 @@ weights.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remapkit.adapters.factors import CannotFollow, OpText
 from remapkit.adapters.formats import Role, Style, flatten, read_formats
 from remapkit.adapters.names import BASE_LAYER, WEIGHT, Adapter, Module, get_module
+from remapkit.adapters.orient import flip_sources, flip_spec, flip_target, is_flipped
 from remapkit.adapters.push import Kind, Pushed, Side, Stored, push, start
 from remapkit.diagnostics.diagnostic import Diagnostic, Label
 from remapkit.diagnostics.wording import count_noun, join_words, list_names
@@ -61,6 +62,8 @@ class Derived:
     """The rule that makes each new module."""
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     """The renamed tensors of the model of which the adapter's has another shape: the model's, and its own."""
+    transposed: set[str] = field(default_factory=set)
+    """The new modules whose matrices are those of the transposed weight."""
     with_factor_one: set[str] = field(default_factory=set)
     """The weights whose alpha / r must be 1, because a bias becomes a difference of the bias, or the other way."""
     added: dict[str, float] = field(default_factory=dict)
@@ -69,11 +72,15 @@ class Derived:
 
 @dataclass(slots=True)
 class Deriver:
-    """Derives the tensors of an adapter; `style` is how the result is named."""
+    """Derives the tensors of an adapter; `style` is how the result is named.
+
+    `transposed` are the weights of which the adapter has the matrices of the transposed ones.
+    """
 
     plan: ResolvedPlan
     adapter: Adapter
     style: Style
+    transposed: Collection[str] = ()
     found: Derived = field(default_factory=Derived)
     _refused: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
     _moves: dict[str, Move] = field(default_factory=dict)
@@ -103,6 +110,7 @@ class Deriver:
         """Return what the file has for each tensor of the model, by kind and role."""
         header = self.adapter.header
         stored: defaultdict[tuple[Kind, Role], dict[str, tuple[Stored, tuple[str, ...]]]] = defaultdict(dict)
+        stored["lora", "up"] = {}  # the first: whether the matrices of a module are flipped decides on its magnitude
         for module in self.adapter.modules:
             own = module.tensors
             if ("up" in own) != ("down" in own):
@@ -122,13 +130,13 @@ class Deriver:
 
     def _follow(self, move: Move, kind: Kind, role: Role, own: Mapping[str, tuple[Stored, tuple[str, ...]]]) -> None:
         there = {fqn: own[fqn][0] for fqn in move.sources if fqn in own}
-        specs: dict[str, TensorSpec] = {}
+        specs = {fqn: self.plan.source[fqn] for fqn in move.sources}
         for fqn, each in there.items():
             if (spec := self._find_spec(move, fqn, each)) is None:
                 return
             specs[fqn] = spec
         try:
-            made = push(move, {**{fqn: self.plan.source[fqn] for fqn in move.sources}, **specs}, there)
+            made = self._push(move, specs, there)
         except CannotFollow as reason:
             self._refuse("RK723", move.rule.id, str(reason), move.target)
             return
@@ -143,6 +151,21 @@ class Deriver:
             self.found.ranks[get_module(move.target)] = made.rank, made.sources
             self.found.rules[get_module(move.target)] = move.rule.id
 
+    def _push(self, move: Move, specs: Mapping[str, TensorSpec], stored: Mapping[str, Stored]) -> Pushed | None:
+        """Push the adapters of a move; PEFT's matrices are those of the transposed weight where it is [IN, OUT]."""
+        module, kinds = get_module(move.target), {each.kind for each in stored.values()}
+        if not kinds & {"lora", "rows"}:
+            return push(move, specs, stored)
+        away = [fqn for fqn in move.sources if fqn in self.transposed and fqn not in stored]
+        move = flip_sources(move, self.transposed)
+        specs = {**specs, **{fqn: flip_spec(specs[fqn]) for fqn in away}}
+        made = None if module in self.found.transposed else push(move, specs, stored)
+        if self.style.format == "peft" and len(move.spec.shape) == 2 and (made is None or is_flipped(made)):
+            made = push(flip_target(move), specs, stored)
+            if made is not None:
+                self.found.transposed.add(module)
+        return made
+
     def _find_spec(self, move: Move, fqn: str, stored: Stored) -> TensorSpec | None:
         """Return the header of the weight that an adapter is for; None, with a problem, if it does not fit.
 
@@ -150,6 +173,8 @@ class Deriver:
         for a variant of the model.
         """
         spec = self.plan.source[fqn]
+        if fqn in self.transposed and stored.kind in ("lora", "rows"):
+            spec = flip_spec(spec)
         try:
             start(stored, spec)
             return spec
