@@ -156,17 +156,19 @@ def make_config(made: Made) -> dict[str, Any]:
 def _list_patterns(values: Mapping[str, float], usual: float) -> dict[str, float]:
     """Return patterns that give each module its value, as PEFT looks it up: the first that matches the end of a name.
 
+    PEFT sorts them when it saves them, so no two may match one module and differ.
+
     >>> _list_patterns({"q": 2, "a.q": 4, "b": 4}, 4), _list_patterns({"a.q": 2, "b": 4}, 4)
     ({'^q': 2}, {'a.q': 2})
     """
-    names = sorted((name for name, value in values.items() if value != usual), key=len, reverse=True)
-    plain = {name: values[name] for name in names}
+    names = [name for name, value in values.items() if value != usual]
     try:
-        config = PeftConfig({}, usual, plain, False)
-        if all(config.find_alpha(module) == value for module, value in values.items()):
-            return plain  # older versions of PEFT only find names as they are
+        found = [(name, module) for name in names for module in values if matches_module(name, module)]
     except re.error:
-        pass
+        found = []
+    finds_itself = {name for name, module in found if name == module}
+    if finds_itself.issuperset(names) and all(values[name] == values[module] for name, module in found):
+        return {name: values[name] for name in names}  # older versions of PEFT only find names as they are
     return {f"^{re.escape(name)}": values[name] for name in names}
 
 

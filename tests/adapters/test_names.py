@@ -264,6 +264,28 @@ def test_embeddings_are_renamed_and_have_no_place_in_kohyas_files() -> None:
         model.convert(file, "kohya")
 
 
+def test_counts_of_rules_are_those_of_the_model_and_not_of_the_adapter() -> None:
+    """An adapter of the first of four levels: the last one counts the levels."""
+    rules = """
+params: {levels: {count: 'up.{i:int}.{rest:**}', value: 2}}
+rules: [{id: r, path: 'up.{i:0..levels-1}.{rest:**}', to: 'down.{levels-1-i}.{rest}'}]
+"""
+    model = make_model({f"up.{i}.q.weight": (4, 3) for i in range(4)}, rules)
+    assert set(model.convert(lora("transformer.up.0.q"))) == set(lora("transformer.down.3.q"))
+
+
+def test_tensors_of_other_models_are_told_by_their_longest_prefix() -> None:
+    names = {**lora("transformer.a"), **lora("base_model.model.diffusion_model.b"), **lora("lora_te_b", KOHYA)}
+    outside = read_names(names, ["a.weight"]).outside
+    assert set(outside) == {"base_model.model.diffusion_model.", "lora_te_"}
+
+
+def test_an_adapter_of_which_nothing_is_left_is_refused() -> None:
+    model = make_model(TWO, "keep: ['blocks.{rest:**}']\ndrop: ['a.weight']")
+    with pytest.raises(RemapkitError, match="nothing of the adapter would be left"):
+        model.convert(lora("transformer.a"))
+
+
 def test_formats_are_complete() -> None:
     """Every kind of model that a prefix is for has a prefix in every format, and every leaf one meaning."""
     formats = read_formats()
