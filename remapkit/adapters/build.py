@@ -7,7 +7,7 @@ whose factors differ, or a format that has no alphas), a rule file that does tha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,56 +74,86 @@ def build_adapter(
     Raises `FailedCheck` with everything that cannot follow (RK723, RK724, RK726, RK728, RK735, RK737), and what
     `read_adapter` and the plan of the weights raise.
     """
-    texts: list[str] = []
-    notes: list[Diagnostic] = []
-    renamed: Mapping[str, tuple[str, ...]] | None = None
-    adapter = first = read_adapter(header, base, options.prefix)
-    if unknown := _report_unknown(first, base):
-        raise FailedCheck(unknown)
-    notes += _report_outside(first)
-    final = _choose_style(adapter, options)
-    carrier = Carrier(adapter, base, _choose_config(adapter, options), options.alpha, options.fold, read)
-    _raise(carrier.problems)
-    is_flagged = carrier.config is not None and carrier.config.data.get("fan_in_fan_out") is True
-    transposed = find_transposed(adapter, base, is_flagged=is_flagged)
+    adapter = read_adapter(header, base, options.prefix)
+    _raise(_report_unknown(adapter, base))
+    builder = _Builder(adapter, base, options, read)
     for number, part in enumerate(rules.parts, 1):
-        is_last = number == len(rules.parts)
-        plan = make_plan(part, base)
+        builder.follow(part, is_last=number == len(rules.parts))
+    return builder.finish()
+
+
+class _Builder:
+    """Follows an adapter through the rule files of a route; `base` and `adapter` are what the next one reads."""
+
+    def __init__(self, adapter: Adapter, base: StateDictSpec, options: Options, read: ReadNumber) -> None:
+        self.first = self.adapter = adapter
+        self.base, self.style = base, _choose_style(adapter, options)
+        config = _choose_config(adapter, options)
+        self.carrier = Carrier(adapter, base, config, options.alpha, options.fold, read)
+        _raise(self.carrier.problems)
+        is_flagged = config is not None and config.data.get("fan_in_fan_out") is True
+        self.transposed = find_transposed(adapter, base, is_flagged=is_flagged)
+        self.texts: list[str] = []
+        self.notes = list(_report_outside(adapter))
+        self.renamed: Mapping[str, tuple[str, ...]] | None = None
+        self.found = Derived()
+
+    def follow(self, part: CompiledRules, *, is_last: bool) -> None:
+        """Write the rule files for one of the weights, and take what they make."""
+        plan = make_plan(part, self.base)
         plan.raise_for_problems()
-        style = final if is_last else adapter.style
-        found = _derive(plan, adapter, style, transposed)
-        folding = carrier.choose_folded(found, style)
+        style = self.style if is_last else self.adapter.style
+        found = self._derive(plan, style)
+        if folding := self.carrier.choose_folded(found, style):
+            _raise(found.problems)
+            self._write(self.carrier.write_fold(folding, f"{part.name}.alphas"))
+            self.carrier.forget(self.adapter, folding)
+            found = self._derive(plan, style)
+        self.carrier.follow(found, style)
+        _raise(found.problems or _report_nothing(self.first, found))
+        self.notes += [*_report_resized(self.first, found), *_report_dropped(self.first, found)]
+        self.renamed = _follow_names(self.renamed, plan, self.adapter)
+        self.base, self.found = plan.target, found
+        text = write_rules(
+            f"{part.name}.adapter", f"an adapter, by the rules of {part.name}", found, self.adapter.header
+        )
+        if is_last:
+            self.texts.append(text)
+            return
+        self._write(text)
+        self.carrier.move_to(self.adapter)
+        self.transposed = {
+            each.weight for each in self.adapter.modules if get_module(each.weight) in found.transposed
+        }
+
+    def finish(self) -> AdapterRules:
+        """Return all rule files, and what is known of the result."""
+        fields = self.carrier.make_fields(self.found, ModuleNames.of(self.base).weights)
+        made = self.carrier.made
+        return AdapterRules(
+            tuple(self.texts),
+            self.first,
+            self.style,
+            fields if self.style.alpha == "config" else None,
+            tuple(self.notes),
+            self.renamed or {},
+            {module: factor.rank for module, factor in made.items()},
+            {module: factor.find_alpha() for module, factor in made.items()},
+            fields,
+        )
+
+    def _derive(self, plan: ResolvedPlan, style: Style) -> Derived:
+        found = Deriver(plan, self.adapter, style, self.transposed).derive()
+        found.dropped += [fqn for fqns in self.adapter.outside.values() for fqn in fqns]
         _raise(found.problems)
-        if folding:
-            texts.append(carrier.write_fold(folding, f"{part.name}.alphas"))
-            adapter = read_adapter(_plan_text(texts[-1], adapter.header), base, adapter.style.prefix)
-            carrier.forget(adapter, folding)
-            found = _derive(plan, adapter, style, transposed)
-        carrier.follow(found, style)
-        _raise(found.problems or _report_nothing(first, found))
-        summary = f"an adapter, by the rules of {part.name}"
-        texts.append(write_rules(f"{part.name}.adapter", summary, found, adapter.header))
-        notes += [*_report_resized(first, found), *_report_dropped(first, found)]
-        renamed = _follow_names(renamed, plan, adapter)
-        base = plan.target
-        if not is_last:
-            adapter = read_adapter(_plan_text(texts[-1], adapter.header), base, style.prefix)
-            carrier.move_to(adapter)
-            transposed = {
-                module.weight for module in adapter.modules if get_module(module.weight) in found.transposed
-            }
-    fields = carrier.make_fields(found, ModuleNames.of(base).weights)
-    config = fields if final.alpha == "config" else None
-    ranks = {module: factor.rank for module, factor in carrier.made.items()}
-    alphas = {module: factor.find_alpha() for module, factor in carrier.made.items()}
-    return AdapterRules(tuple(texts), first, final, config, tuple(notes), renamed or {}, ranks, alphas, fields)
+        return found
 
-
-def _derive(plan: ResolvedPlan, adapter: Adapter, style: Style, transposed: Collection[str]) -> Derived:
-    found = Deriver(plan, adapter, style, transposed).derive()
-    found.dropped += [fqn for fqns in adapter.outside.values() for fqn in fqns]
-    _raise(found.problems)
-    return found
+    def _write(self, text: str) -> None:
+        """Add a rule file, and read the adapter that it makes."""
+        plan = make_plan(compile_rules(read_text(text)), self.adapter.header)
+        plan.raise_for_problems()
+        self.texts.append(text)
+        self.adapter = read_adapter(plan.target, self.base, self.adapter.style.prefix)
 
 
 def _raise(problems: Sequence[Diagnostic]) -> None:
@@ -155,13 +185,6 @@ def _choose_config(adapter: Adapter, options: Options) -> PeftConfig | None:
         return PeftConfig.find_in_metadata(adapter.header.metadata, style.prefix.removesuffix("."))
     has_peft_names = read_formats().own_leaves[style.format] == "peft"
     return options.config if has_peft_names else None
-
-
-def _plan_text(text: str, header: StateDictSpec) -> StateDictSpec:
-    """Return the header that the rules of a text make."""
-    plan = make_plan(compile_rules(read_text(text)), header)
-    plan.raise_for_problems()
-    return plan.target
 
 
 def _choose_style(adapter: Adapter, options: Options) -> Style:

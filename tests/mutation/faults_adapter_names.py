@@ -86,8 +86,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "drops are not told",
         "adapters/build.py",
-        "notes += [*_report_resized(first, found), *_report_dropped(first, found)]",
-        "notes += [*_report_resized(first, found)]",
+        "self.notes += [*_report_resized(self.first, found), *_report_dropped(self.first, found)]",
+        "self.notes += [*_report_resized(self.first, found)]",
         "what is dropped is named in a note",
         NAMES,
     ),
