@@ -2,8 +2,10 @@
 
 kohya and ComfyUI: a tensor `alpha` for each module; without one, alpha is the LoRA rank (factor 1), as it is in
 diffusers' files. PEFT: `lora_alpha` in `adapter_config.json`, with `alpha_pattern` and `rank_pattern` for modules
-whose names match, and with `use_rslora` divided by the root of the rank.
-Sources: peft/tuners/lora/config.py and layer.py; sd-scripts networks/lora.py; diffusers/utils/peft_utils.py.
+whose names match, and with `use_rslora` divided by the root of the rank. diffusers' files may have the same fields in
+`__metadata__`, as `lora_adapter_metadata`, each behind the name of its model: `transformer.lora_alpha`.
+Sources: peft/tuners/lora/config.py and layer.py, peft/utils/other.py; sd-scripts networks/lora.py;
+diffusers/loaders/lora_base.py and utils/peft_utils.py.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,19 @@ from remapkit.files.strict_json import read_json_file
 
 CONFIG = "adapter_config.json"
 """The file beside the weights of a PEFT adapter."""
+METADATA = "lora_adapter_metadata"
+"""The entry of `__metadata__` in which diffusers saves the fields of such configs."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """What `adapter_config.json` says of alphas; `data` is all of it."""
+    """What `adapter_config.json` says of alphas; `data` is all of it, `place` where it was read."""
 
     data: Mapping[str, Any]
     alpha: float
     alphas: Mapping[str, float]
     is_rank_stabilized: bool
+    place: str = CONFIG
 
     @classmethod
     def read(cls, path: Path) -> PeftConfig:
@@ -51,8 +56,34 @@ class PeftConfig:
             raise UsageError(_refuse(place, f"`lora_alpha` must be a number, got {alpha!r}"))
         if not isinstance(alphas, Mapping) or not all(_is_number(each) for each in alphas.values()):
             raise UsageError(_refuse(place, "`alpha_pattern` must map names of modules to numbers"))
+        for pattern in alphas:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                title = f"`alpha_pattern` must have regular expressions, got {pattern!r}: {error}"
+                raise UsageError(_refuse(place, title)) from None
         assert isinstance(alpha, int | float)
-        return cls(data, float(alpha), dict(alphas), data.get("use_rslora") is True)
+        return cls(data, float(alpha), dict(alphas), data.get("use_rslora") is True, place)
+
+    @classmethod
+    def find_in_metadata(cls, metadata: Mapping[str, str], component: str) -> PeftConfig | None:
+        """Return the config of a kind of model that diffusers saved in `__metadata__`; None if there is none.
+
+        >>> config = PeftConfig.find_in_metadata({METADATA: '{"unet.lora_alpha": 8, "unet.r": 4}'}, "unet")
+        >>> config.alpha, dict(config.data)
+        (8.0, {'lora_alpha': 8, 'r': 4})
+        """
+        try:
+            entry = json.loads(metadata.get(METADATA, "null"))
+        except (ValueError, RecursionError):
+            raise UsageError(_refuse(METADATA, "it must be JSON")) from None
+        if entry is None:
+            return None
+        if not isinstance(entry, Mapping):
+            raise UsageError(_refuse(METADATA, f"it must be an object, got {type(entry).__name__}"))
+        start = f"{component}."
+        own = {name.removeprefix(start): value for name, value in entry.items() if name.startswith(start)}
+        return cls.of(own, METADATA) if own else None
 
     def find_alpha(self, module: str) -> float:
         """Return the alpha of a module, as PEFT finds it: the first pattern that matches the end of its name.
@@ -60,45 +91,103 @@ class PeftConfig:
         >>> PeftConfig({}, 8.0, {"attn.to_q": 4.0}, False).find_alpha("blocks.0.attn.to_q")
         4.0
         """
-        for pattern, alpha in self.alphas.items():
-            try:
-                if re.match(rf"(.*\.)?({pattern})$", module):
-                    return float(alpha)
-            except re.error:
-                continue
-        return self.alpha
+        matches = (alpha for pattern, alpha in self.alphas.items() if matches_module(pattern, module))
+        return float(next(matches, self.alpha))
 
     def find_factor(self, module: str, rank: int) -> float:
         """Return what up @ down is multiplied by."""
         return self.find_alpha(module) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
-    def rewrite(self, factors: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-        """Return the config of an adapter with these modules, each with its LoRA rank and its factor.
+    def rewrite(self, made: Made) -> dict[str, Any]:
+        """Return the config of an adapter with these modules; fields that no module's name is in stay.
 
-        >>> config = PeftConfig({"r": 4, "use_rslora": True}, 8.0, {}, True)
-        >>> new = config.rewrite({"a": (4, 2.0), "b": (12, 2.0)})
-        >>> new["r"], new["lora_alpha"], new["rank_pattern"], new["alpha_pattern"], new["use_rslora"]
-        (4, 8, {'b': 12}, {'b': 24}, False)
+        >>> config = PeftConfig({"r": 4, "use_rslora": True, "bias": "none"}, 8.0, {}, True)
+        >>> new = config.rewrite(Made({"a": (4, 2.0), "b": (12, 2.0)}))
+        >>> new["r"], new["lora_alpha"], new["rank_pattern"], new["alpha_pattern"], new["use_rslora"], new["bias"]
+        (4, 8, {'b': 12}, {'b': 24}, False, 'none')
         """
-        return {**self.data, **make_config(factors)}
+        return {**self.data, **make_config(made)}
 
 
-def make_config(factors: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """Return the fields of a PEFT config that ranks and alphas of modules determine; patterns are whole names."""
-    ranks = {module: rank for module, (rank, _) in factors.items()}
-    alphas = {module: rank * factor for module, (rank, factor) in factors.items()}
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a config is made of: the LoRA rank and the factor of each module, and which modules are stored whole.
+
+    `modules` are all of the model. `has_magnitudes` and `has_biases` say whether modules have magnitudes (DoRA),
+    whether the layers of up matrices have biases, and whether weights are stored as [IN, OUT].
+    """
+
+    factors: Mapping[str, tuple[int, float]]
+    modules: Collection[str] = ()
+    whole: Sequence[str] = ()
+    has_magnitudes: bool = False
+    has_biases: bool = False
+    has_transposed: bool = False
+
+
+def matches_module(pattern: str, module: str) -> bool:
+    """Return whether a pattern of `alpha_pattern` or `rank_pattern` is for a module."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def make_config(made: Made) -> dict[str, Any]:
+    """Return the fields of a PEFT config that the modules of an adapter determine."""
+    ranks = {module: rank for module, (rank, _) in made.factors.items()}
+    alphas = {module: _shorten(rank * factor) for module, (rank, factor) in made.factors.items()}
     rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     return {
+        "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": _shorten(alpha),
-        "rank_pattern": {re.escape(name): each for name, each in ranks.items() if each != rank},
-        "alpha_pattern": {re.escape(name): _shorten(each) for name, each in alphas.items() if each != alpha},
+        "lora_alpha": alpha,
+        "rank_pattern": _list_patterns(ranks, rank),
+        "alpha_pattern": _list_patterns(alphas, alpha),
         "use_rslora": False,
-        "target_modules": list(factors),
+        "use_dora": made.has_magnitudes,
+        "lora_bias": made.has_biases,
+        "fan_in_fan_out": made.has_transposed,
+        "target_modules": _list_targets(made.factors, made.modules),
+        "modules_to_save": list(made.whole) or None,
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
     }
+
+
+def _list_patterns(values: Mapping[str, float], usual: float) -> dict[str, float]:
+    """Return patterns that give each module its value, as PEFT looks it up: the first that matches the end of a name.
+
+    PEFT sorts them when it saves them, so no two may match one module and differ.
+
+    >>> _list_patterns({"q": 2, "a.q": 4, "b": 4}, 4), _list_patterns({"a.q": 2, "b": 4}, 4)
+    ({'^q': 2}, {'a.q': 2})
+    """
+    names = [name for name, value in values.items() if value != usual]
+    try:
+        found = [(name, module) for name in names for module in values if matches_module(name, module)]
+    except re.error:
+        found = []
+    finds_itself = {name for name, module in found if name == module}
+    if finds_itself.issuperset(names) and all(values[name] == values[module] for name, module in found):
+        return {name: values[name] for name in names}  # older versions of PEFT only find names as they are
+    return {f"^{re.escape(name)}": values[name] for name in names}
+
+
+def _list_targets(targets: Collection[str], modules: Collection[str]) -> list[str] | str:
+    """Return the names of modules; a regular expression if PEFT, which compares their ends, would find others too.
+
+    >>> _list_targets(["a.q", "b"], ["a.q", "b", "c"]), _list_targets(["q", "b"], ["a.q", "q", "b"])
+    (['a.q', 'b'], 'q|b')
+    """
+    known = set(targets)
+    ends = (end for module in modules if module not in known for end in _list_ends(module))
+    if any(end in known for end in ends):
+        return "|".join(map(re.escape, targets))
+    return list(targets)
+
+
+def _list_ends(module: str) -> list[str]:
+    segments = module.split(".")
+    return [".".join(segments[at:]) for at in range(1, len(segments))]
 
 
 def write_config(config: Mapping[str, Any]) -> str:
@@ -106,13 +195,9 @@ def write_config(config: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def agree(factors: Sequence[float]) -> bool:
-    """Return whether factors are one number; alphas are small numbers, so equal ones are equal floats."""
-    return len(set(factors)) <= 1
-
-
 def _shorten(number: float) -> float:
-    return int(number) if number == int(number) else number
+    """Return an integer where only the division by the LoRA rank made it none: 1 / 49 * 49 is less than 1."""
+    return round(number) if math.isclose(number, round(number), rel_tol=1e-14) else number
 
 
 def _is_number(value: object) -> bool:

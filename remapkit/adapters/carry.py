@@ -8,16 +8,22 @@ modules that a new one is made of are, or none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
 
-from remapkit.adapters.alphas import PeftConfig, agree, make_config
-from remapkit.adapters.derive import Derived, Written, quote_key
+from remapkit.adapters.alphas import Made, PeftConfig, make_config
+from remapkit.adapters.derive import BIAS, Derived, Written, imply_shape
 from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.names import Adapter, Module, get_module
+from remapkit.adapters.numbers import is_exact
 from remapkit.adapters.push import Part, Side, Stored, find_rank
 from remapkit.companions.formats import Style
 from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
 from remapkit.tensors.spec import TensorSpec
 
@@ -27,15 +33,26 @@ ReadNumber = Callable[[str], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """The factor of a module's update: `number`, None if it is not known; `tensor` holds the alpha, if one does."""
+    """The factor alpha / r of a module's update: `number`, None if it is not known.
+
+    `tensor` holds the alpha, if one does; `alpha` is then what it holds, None if values are not at hand.
+    """
 
     rank: int
     number: float | None
     tensor: str | None = None
+    alpha: float | None = None
+
+    def find_alpha(self) -> float | None:
+        """Return the alpha, if it or the factor is known."""
+        return self.alpha if self.alpha is not None or self.number is None else self.number * self.rank
 
 
 class Carrier:
-    """The factors of the modules of an adapter, by the key of their weight, through its rule files."""
+    """The factors of the modules of an adapter, by the key of their weight, through its rule files.
+
+    `config` and `alpha` say what files without alpha tensors do not.
+    """
 
     def __init__(
         self,
@@ -46,26 +63,52 @@ class Carrier:
         fold: bool,
         read: ReadNumber,
     ) -> None:
-        self.adapter, self.fold = adapter, fold
-        self.config = config
+        self.adapter, self.fold, self.config, self.alpha, self.read = adapter, fold, config, alpha, read
         self.factors: dict[str, Factor] = {}
+        self.loose: dict[str, Factor] = {}
         self.made: dict[str, Factor] = {}
         self.literal: dict[str, float] = {}
+        self.problems: list[Diagnostic] = []
         for module in adapter.modules:
-            if (rank := _find_rank(module, adapter.header, base)) is not None:
-                tensor = module.tensors.get("alpha")
-                self.factors[module.weight] = _find_factor(adapter, module.weight, rank, tensor, config, alpha, read)
+            rank = _find_rank(module, adapter.header, base)
+            if rank is not None and not module.is_loose:
+                self.factors[module.weight] = self._find_factor(module, rank)
+            for leaf, fqn in module.opaque.items():
+                if leaf.startswith("lora_embedding_A"):
+                    rank = adapter.header[fqn].shape[0] if adapter.header[fqn].shape else 0
+                    self.loose[module.weight] = Factor(rank, self._find_number(get_module(module.weight), rank or 1))
+
+    def _find_factor(self, module: Module, rank: int) -> Factor:
+        if (tensor := module.tensors.get("alpha")) is None:
+            return Factor(rank, self._find_number(get_module(module.weight), rank))
+        value, spec = self.read(tensor), self.adapter.header[tensor]
+        if spec.numel != 1 or (value is not None and not math.isfinite(value)):
+            got = f"the shape {list(spec.shape)}" if spec.numel != 1 else str(value)
+            title = f"{tensor} must hold one finite number, got {got}"
+            help = ("check the file: it may be damaged",)
+            self.problems.append(Diagnostic("RK737", title, help=help, place=self.adapter.header.name))
+            value = None
+        return Factor(rank, None if value is None else value / rank, tensor, value)
+
+    def _find_number(self, module: str, rank: int) -> float | None:
+        """Return the factor of a module without an alpha tensor."""
+        if self.config is not None:
+            return self.config.find_factor(module, rank)
+        if self.alpha is not None:
+            return self.alpha / rank
+        return None if self.adapter.style.alpha == "config" else 1.0
 
     # -------------------------------------------------------------------------------------------- folding
 
     def choose_folded(self, found: Derived, style: Style) -> list[str]:
         """Return the weights whose alpha tensors must be multiplied in first; numbers are, when they are followed."""
         chosen = {weight for weight in self.factors if self._must_fold(weight, style)}
+        chosen |= {weight for weight in found.with_factor_one if weight in self.factors}
         while True:
             mixed = {
                 weight
-                for _, sources in found.ranks.values()
-                if len(sources) > 1 and not self._can_join(sources, chosen)
+                for rank, sources in found.ranks.values()
+                if not self._can_carry(sources, rank, chosen)
                 for weight in sources
                 if self.factors[weight].number != 1.0 or self.factors[weight].tensor is not None
             }
@@ -77,7 +120,20 @@ class Carrier:
             for weight in chosen
             if self.factors[weight].tensor is None and (number := self.factors[weight].number) is not None
         }
-        return [weight for weight in self.factors if weight in chosen and self.factors[weight].tensor is not None]
+        folded = [weight for weight in self.factors if weight in chosen and self.factors[weight].tensor is not None]
+        if zeros := [self.factors[weight].tensor or "" for weight in folded if self.factors[weight].alpha == 0]:
+            what = count_noun(len(zeros), "alpha")
+            title = f"{what} of 0 would be multiplied in, and some programs take 0 for the LoRA rank"
+            help = ("remove it from the file if it is the LoRA rank, or remove the tensors of its module",)
+            notes, place = (list_names(zeros),), self.adapter.header.name
+            found.problems.append(Diagnostic("RK737", title, notes=notes, help=help, place=place))
+        modules = {module.weight: module for module in self.adapter.modules}
+        if biased := [weight for weight in folded if "up_bias" in modules[weight].tensors]:
+            title = "an alpha tensor is multiplied in, and the bias of the layer of up would need it too"
+            help = ("choose a format that keeps alphas and such biases: --adapter-format peft",)
+            notes, place = (list_names(biased),), self.adapter.header.name
+            found.problems.append(Diagnostic("RK723", title, notes=notes, help=help, place=place))
+        return folded
 
     def _must_fold(self, weight: str, style: Style) -> bool:
         factor = self.factors[weight]
@@ -85,14 +141,30 @@ class Carrier:
             return self.fold or style.alpha != "tensor"
         return factor.number not in (None, 1.0) and (self.fold or style.alpha == "none")
 
-    def _can_join(self, sources: Collection[str], chosen: Collection[str]) -> bool:
-        """Return whether the factors of joined modules are known to be one, and are in one place."""
-        own = [self.factors[weight] for weight in sources]
-        numbers = [1.0 if weight in chosen else self.factors[weight].number for weight in sources]
-        if any(number is None for number in numbers):
-            return all(factor.tensor is None for factor in own)
-        places = {weight not in chosen and self.factors[weight].tensor is not None for weight in sources}
-        return agree([number for number in numbers if number is not None]) and len(places) == 1
+    def _can_carry(self, sources: Sequence[str], rank: int, chosen: Collection[str]) -> bool:
+        """Return whether the factors of the modules of a new one are known to be one, and can be carried as it is."""
+        kept = [self.factors[weight] for weight in sources if weight not in chosen]
+        if not kept or (len(sources) == 1 and kept[0].rank == rank):
+            return True
+        if any(factor.tensor is not None for factor in kept):
+            return len(kept) == len(sources) and self._can_merge(kept, rank)
+        numbers = [factor.number for factor in kept] + [1.0] * (len(sources) > len(kept))
+        return len(set(numbers)) == 1
+
+    def _can_merge(self, own: Sequence[Factor], rank: int) -> bool:
+        """Return whether alphas, each multiplied by new rank / own rank, are one and the same tensor."""
+        if any(factor.tensor is None or factor.alpha is None for factor in own):
+            return False
+        specs = {self.adapter.header[factor.tensor or ""] for factor in own}
+        wanted = {Fraction(factor.alpha or 0) * rank / factor.rank for factor in own}
+        if len(specs) > 1 or len(wanted) > 1:
+            return False
+        ((dtype, alpha),) = {(spec.dtype, alpha) for spec in specs for alpha in wanted}
+        return all(
+            is_exact(factor.alpha or 0.0, rank / factor.rank, alpha, dtype)
+            and rank / factor.rank * factor.rank == rank  # what the plan's judge calculates
+            for factor in own
+        )
 
     def write_fold(self, weights: Collection[str], name: str) -> str:
         """Return the text of a rule file that multiplies these alphas in and keeps everything else."""
@@ -101,13 +173,13 @@ class Carrier:
         for number, module in enumerate((each for each in self.adapter.modules if each.weight in weights), 1):
             up, alpha = module.tensors["up"], module.tensors["alpha"]
             over = self.factors[module.weight].rank
-            rule = {"id": f"alpha.{number}", "path": quote_key(up)}
-            product = {"multiply": {"by": quote_key(alpha), "over": over}, "to": quote_key(up)}
+            rule = {"id": f"alpha.{number}", "path": literal_text(up)}
+            product = {"multiply": {"by": literal_text(alpha), "over": over}, "to": literal_text(up)}
             lines.append("  - " + emit_flow({**rule, **product}))
             gone |= {up, alpha}
         rest = [fqn for fqn in self.adapter.header if fqn not in gone]
         if rest:
-            lines += ["keep:", *(f"  - {emit_flow(quote_key(fqn))}" for fqn in rest)]
+            lines += ["keep:", *(f"  - {emit_flow(literal_text(fqn))}" for fqn in rest)]
         return "\n".join(lines) + "\n"
 
     def forget(self, adapter: Adapter, weights: Collection[str]) -> None:
@@ -122,92 +194,123 @@ class Carrier:
         for weight, number in self.literal.items():
             self.factors[weight] = replace(self.factors[weight], number=1.0)
             _scale(found, weight, number)
-        self.literal = {}
-        self.made = {}
+        self.literal, self.made = {}, {}
+        unknown: list[str] = []
         for module, (rank, sources) in found.ranks.items():
             own = [self.factors[weight] for weight in sources]
-            if all(factor.tensor is not None for factor in own):
-                found.written.append(self._write_alpha(module, rank, sources, style, found))
-                self.made[module] = Factor(rank, own[0].number, "there")
+            tensors = [factor.tensor for factor in own if factor.tensor is not None]
+            if len(tensors) == len(own):
+                made, self.made[module] = self._write_alpha(module, rank, sources, style, found)
+                found.written.append(made)
                 continue
             known = own[0].number
             self.made[module] = Factor(rank, known)
-            if known is None and any(factor.rank != rank for factor in own):
-                title = f"joining weights makes the LoRA rank of {module} {rank}, and its alpha is not known"
-                helps = ("name the folder with its adapter_config.json", "or give the alpha of all: --alpha NUMBER")
-                place = self.adapter.header.name
-                found.problems.append(Diagnostic("RK726", title, help=helps, place=place))
-            elif known is not None and known != 1 and style.alpha == "tensor":
+            is_unknown = known is None and self._needs_number(own, rank, style)
+            if tensors or is_unknown or len({factor.number for factor in own}) > 1:
+                unknown.append(module)
+            elif known is not None and style.alpha == "tensor" and (known != 1 or self._is_new_kohya(style)):
                 found.added[style.name(module, style.leaf("alpha") or "alpha")] = known * rank
+        self._follow_loose(found, style, unknown)
+        unknown += [get_module(weight) for weight in found.with_factor_one if self._is_unknown(weight)]
+        if unknown:
+            found.problems.append(self._explain_unknown(unknown, style))
 
-    def _write_alpha(self, module: str, rank: int, sources: tuple[str, ...], style: Style, found: Derived) -> Written:
+    def _needs_number(self, own: Sequence[Factor], rank: int, style: Style) -> bool:
+        """Return whether a factor that is not known would change: with the LoRA rank, or because none means 1."""
+        return any(factor.rank != rank for factor in own) or style.format != self.adapter.style.format
+
+    def _is_new_kohya(self, style: Style) -> bool:
+        """Return whether the file becomes one of kohya's, which always have alphas, so that readers require them."""
+        return style.format == "kohya" != self.adapter.style.format
+
+    def _is_unknown(self, weight: str) -> bool:
+        return weight in self.factors and self.factors[weight].number is None and self.factors[weight].tensor is None
+
+    def _follow_loose(self, found: Derived, style: Style, unknown: list[str]) -> None:
+        """Follow the numbers of modules that are only renamed: those of the LoRA of an embedding."""
+        for target, module in found.loose.items():
+            if (factor := self.loose.get(module.weight)) is not None:
+                self.made[target] = factor
+                if style.alpha != "config" and factor.number != 1.0:
+                    unknown.append(target)
+
+    def _explain_unknown(self, modules: Sequence[str], style: Style) -> Diagnostic:
+        title = f"the alpha of {count_noun(len(modules), 'module')} is not known, and the result depends on it"
+        help = ("name the folder with its adapter_config.json", "or give the alpha of all: --alpha NUMBER")
+        place = self.adapter.header.name
+        return Diagnostic("RK726", title, notes=(list_names(modules),), help=help, place=place)
+
+    def _write_alpha(
+        self, module: str, rank: int, sources: tuple[str, ...], style: Style, found: Derived
+    ) -> tuple[Written, Factor]:
         """Return how the alpha of a new module is made: that of one, or of several that agree, for the new rank."""
-        files = tuple(self.factors[weight].tensor or "" for weight in sources)
-        ops = [rank / self.factors[weight].rank for weight in sources]
+        own = [self.factors[weight] for weight in sources]
+        files = tuple(factor.tensor or "" for factor in own)
+        ratios = [rank / factor.rank for factor in own]
         parts = tuple(
-            Part(weight, 0, ({"scale": by},) if by != 1 else ()) for weight, by in zip(sources, ops, strict=True)
+            Part(weight, 0, ({"scale": by},) if by != 1 else ()) for weight, by in zip(sources, ratios, strict=True)
         )
         shape = self.adapter.header[files[0]].shape
         after = parts[0].ops if len(parts) == 1 else ()
         parts = (replace(parts[0], ops=()),) if len(parts) == 1 else parts
         name = style.name(module, style.leaf("alpha") or "alpha")
-        return Written(name, Side(parts, 0, after, shape, merged=len(parts) > 1), files, found.rules[module])
+        side = Side(parts, 0, after, shape, merged=len(parts) > 1)
+        alpha = None if own[0].alpha is None else own[0].alpha * ratios[0]
+        return Written(name, side, files, found.rules[module], "alpha"), Factor(rank, own[0].number, files[0], alpha)
 
     def move_to(self, adapter: Adapter) -> None:
         """Take the adapter that was made, as the source of the next rule file."""
         self.adapter = adapter
-        old, self.factors = self.made, {}
+        old, self.factors, self.loose = self.made, {}, {}
         for module in adapter.modules:
             factor = old.get(get_module(module.weight))
-            if factor is not None:
-                self.factors[module.weight] = replace(factor, tensor=module.tensors.get("alpha"))
+            if factor is None:
+                continue
+            tensor = module.tensors.get("alpha")
+            alpha = factor.find_alpha()
+            own = self.loose if module.is_loose else self.factors
+            own[module.weight] = replace(factor, tensor=tensor, alpha=None if tensor is None else alpha)
 
-    def make_config(self, style: Style) -> Mapping[str, object] | None:
-        """Return the adapter_config.json of the result; None if its format has none, or alphas are not known."""
-        numbers = {module: (factor.rank, factor.number) for module, factor in self.made.items()}
-        known = {module: (rank, number) for module, (rank, number) in numbers.items() if number is not None}
-        if style.alpha != "config" or not known or len(known) < len(numbers):
+    def make_fields(self, found: Derived, modules: Collection[str]) -> Mapping[str, Any] | None:
+        """Return the fields of a PEFT config of the result; None if there are no modules, or alphas are not known.
+
+        `modules` are those of the new model.
+        """
+        known = {name: (made.rank, made.number) for name, made in self.made.items() if made.number is not None}
+        if not known or len(known) < len(self.made):
             return None
-        return self.config.rewrite(known) if self.config is not None else {"peft_type": "LORA", **make_config(known)}
+        roles = {each.role for each in found.written}
+        whole = sorted({key.rpartition(".")[0] for key in found.whole if not key.endswith(BIAS)} - {""})
+        biased = bool(roles & {"up_bias", "diff_bias"})
+        made = Made(known, modules, whole, "magnitude" in roles, biased, bool(found.transposed))
+        return self.config.rewrite(made) if self.config is not None else make_config(made)
 
 
 def _find_rank(module: Module, header: Mapping[str, TensorSpec], base: Mapping[str, TensorSpec]) -> int | None:
-    """Return the LoRA rank of a module; None if it has no two matrices that fit its weight."""
+    """Return the LoRA rank of a module; None if it has no two matrices that fit each other."""
     own = module.tensors
     if "up" not in own or "down" not in own:
         return None
+    stored = Stored("lora", header[own["up"]], header[own["down"]])
     try:
-        return find_rank(Stored("lora", header[own["up"]], header[own["down"]]), base[module.weight])
+        return find_rank(stored, base[module.weight])
     except CannotFollow:
-        return None
-
-
-def _find_factor(
-    adapter: Adapter,
-    weight: str,
-    rank: int,
-    tensor: str | None,
-    config: PeftConfig | None,
-    alpha: float | None,
-    read: ReadNumber,
-) -> Factor:
-    if tensor is not None:
-        value = read(tensor)
-        return Factor(rank, None if value is None else value / rank, tensor)
-    if config is not None:
-        return Factor(rank, config.find_factor(get_module(weight), rank))
-    if alpha is not None:
-        return Factor(rank, alpha / rank)
-    return Factor(rank, None if adapter.style.alpha == "config" else 1.0)
+        return None if imply_shape(stored) is None else stored.first.shape[1]
 
 
 def _scale(found: Derived, weight: str, number: float) -> None:
-    """Multiply a number into what is made of the first matrix (up) of a module."""
+    """Multiply a number into what is made of the first matrix (up) of a module, and of the bias of its layer."""
     for at, each in enumerate(found.written):
-        if not any(part.source == weight and part.place == 0 for part in each.side.parts) or not each.is_matrix:
+        if each.role in ("up", "down"):
+            own = weight
+        elif each.role == "up_bias":
+            own = get_module(weight) + BIAS
+        else:
+            continue
+        if not any(part.source == own and part.place == 0 for part in each.side.parts):
             continue
         parts = tuple(
-            replace(part, ops=({"scale": number}, *part.ops)) if part.source == weight and part.place == 0 else part
+            replace(part, ops=({"scale": number}, *part.ops)) if part.source == own and part.place == 0 else part
             for part in each.side.parts
         )
         ops = each.side.ops

@@ -10,12 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remapkit.adapters.alphas import PeftConfig, make_config
+from remapkit.adapters.alphas import Made, PeftConfig, make_config
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.files.json_edit import parse_nodes, write_members
 from remapkit.formats.quoted_names import LORA
 
+NUMBERS = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern"),
+)
+"""Fields that the modules of an adapter determine, with their LoRA ranks and factors."""
 NAMES = ("modules_to_save",)
 """Fields with names of modules that are none of the adapter's own."""
 
@@ -45,7 +50,8 @@ def rewrite_lora_entry(
     }
     new: dict[str, Any] = {}
     if factors and (_has_stale(fields, modules, factors) or not _says(fields, factors)):
-        new = {name: value for name, value in make_config(factors).items() if name in fields or value}
+        made = make_config(Made(factors))
+        new = {name: made[name] for name in NUMBERS if name in made and (name in fields or made[name])}
     for name in NAMES:
         if isinstance(fields.get(name), list):
             new[name] = list(dict.fromkeys(each for old in fields[name] for each in modules.get(old, (old,))))

@@ -120,7 +120,7 @@ def _sort_roles(leaves: Mapping[str, str]) -> dict[Role, str]:
 def _name_kind(leaves: Mapping[str, str], own: Mapping[Role, str]) -> str:
     """Return what the adapter of a module is called."""
     opaque = read_formats().opaque
-    if (named := next((opaque[leaf] for leaf in leaves if leaf in opaque), None)) is not None:
+    if (named := next((opaque[leaf].name for leaf in leaves if leaf in opaque), None)) is not None:
         return named
     if "up" not in own and "down" not in own:
         return "differences" if "diff" in own or "diff_bias" in own else "other tensors"

@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-Role = Literal["up", "down", "mid", "alpha", "magnitude", "diff", "diff_bias", "up_bias", "opaque"]
+Role = Literal["up", "down", "mid", "alpha", "magnitude", "diff", "diff_bias", "up_bias", "whole", "opaque"]
 AlphaIn = Literal["tensor", "config", "none"]
 
 
@@ -33,10 +33,20 @@ class Style:
         return f"{self.prefix}{flatten(module) if self.is_flat else module}.{leaf}"
 
     def leaf(self, role: Role) -> str | None:
-        """Return the leaf of a role, such as `lora_up.weight`; None if this format has none."""
-        leaves = read_formats().leaves
-        own = leaves[self.leaves].get(role)
-        return leaves["kohya"]["alpha"] if own is None and role == "alpha" and self.alpha == "tensor" else own
+        """Return the leaf of a role, such as `lora_up.weight`; None if this format has none.
+
+        A ComfyUI file may name matrices as PEFT does, but not what else it has.
+
+        >>> style = Style("comfy", "diffusion_model.", "peft", False, "tensor")
+        >>> style.leaf("up"), style.leaf("magnitude"), style.leaf("diff_bias")
+        ('lora_B.weight', 'dora_scale', 'diff_b')
+        """
+        formats = read_formats()
+        own = formats.own_leaves[self.format]
+        if role == "alpha":
+            return formats.leaves["kohya"]["alpha"] if self.alpha == "tensor" else None
+        names = (self.leaves, own) if role in ("up", "down") or own == "peft" else (own,)
+        return next((leaf for name in names if (leaf := formats.leaves[name].get(role)) is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,23 @@ class Prefix:
     text: str
     format: str
     components: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """What a leaf of an adapter that is no product of two matrices belongs to, and the formats that have it."""
+
+    name: str
+    formats: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """How attention processors are named: the ends of names, the segment before, and the layers that are meant."""
+
+    leaves: Mapping[str, str]
+    segment: str
+    layers: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +89,8 @@ class Formats:
     prefixes: tuple[Prefix, ...]
     leaves: Mapping[str, Mapping[str, str]]
     roles: Mapping[str, tuple[str, Role]]
-    opaque: Mapping[str, str]
+    opaque: Mapping[str, Opaque]
+    processors: Processors
 
     def style(self, format: str, component: str) -> Style:
         """Return how a format names the modules of a kind of model."""
@@ -99,7 +127,12 @@ def read_formats() -> Formats:
     ]
     prefixes += [Prefix(text, own["format"], tuple(own["components"])) for text, own in data["prefixes"].items()]
     prefixes.sort(key=lambda each: -len(each.text))
-    opaque = {leaf: own["name"] for own in data["opaque"] for leaf in own["leaves"]}
+    opaque = {
+        leaf: Opaque(own["name"], frozenset(own.get("formats", data["formats"])))
+        for own in data["opaque"]
+        for leaf in own["leaves"]
+    }
+    processors = data["processors"]
     roles: dict[str, tuple[str, Role]] = dict.fromkeys(opaque, ("", "opaque"))
     for name, leaves in data["leaves"].items():
         for role, leaf in leaves.items():
@@ -117,4 +150,9 @@ def read_formats() -> Formats:
         leaves=data["leaves"],
         roles=roles,
         opaque=opaque,
+        processors=Processors(
+            processors["leaves"],
+            f".{processors['segment']}.",
+            {name: tuple(layers) for name, layers in processors["layers"].items()},
+        ),
     )

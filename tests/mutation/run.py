@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutation.fault import ROOT, Fault
+from tests.mutation.faults_adapter_names import FAULTS as ADAPTER_NAMES
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_companions import FAULTS as COMPANIONS
@@ -75,6 +76,7 @@ FAULTS: tuple[Fault, ...] = (
     *LAYOUTS,
     *CHECKS,
     *COMPANIONS,
+    *ADAPTER_NAMES,
     *AUTHORING,
     *RELATIONS,
     *EXAM,

@@ -1,0 +1,286 @@
+"""Alphas: what up @ down is multiplied by is the same before and after, wherever each format has it."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import remapkit
+from remapkit.adapters.alphas import PeftConfig
+from remapkit.adapters.build import Options
+from remapkit.adapters.numbers import decode_number, is_exact, round_number
+from remapkit.diagnostics.errors import RemapkitError
+from remapkit.tensors.spec import StateDictSpec, TensorSpec
+from tests.adapters.wild_kit import (
+    DTYPES,
+    KOHYA,
+    PEFT,
+    Model,
+    assert_same_effect,
+    dotted,
+    find_updates,
+    kohya,
+    make_file,
+    run,
+    spec_of,
+)
+
+JOIN = """
+remapkit: 1
+name: join
+rules:
+  - {id: qkv, concat: {dim: 0, from: ['{b}.q.weight', '{b}.k.weight', '{b}.v.weight']}, to: '{b}.qkv.weight'}
+  - {id: bias, concat: {dim: 0, from: ['{b}.q.bias', '{b}.k.bias', '{b}.v.bias']}, to: '{b}.qkv.bias'}
+  - {id: o, path: '{b}.o.{leaf:weight|bias}', to: '{b}.out.{leaf}'}
+"""
+SPLIT = """
+remapkit: 1
+name: split
+rules:
+  - id: qkv
+    path: '{b}.qkv.{leaf:weight|bias}'
+    split: {dim: 0, into: ['{b}.to_q.{leaf}', '{b}.to_k.{leaf}', '{b}.to_v.{leaf}']}
+  - {id: o, path: '{b}.out.{leaf:weight|bias}', to: '{b}.out.{leaf}'}
+"""
+MODULES = [f"{block}.{module}" for block in "ab" for module in "qkvo"]
+JOINED = [f"{block}.{module}" for block in "ab" for module in ("qkv", "out")]
+NAMES = {"kohya": kohya(), "comfy": dotted("diffusion_model."), "diffusers": dotted("transformer.")}
+NAMES["peft"] = dotted("base_model.model.")
+LEAVES = {"kohya": KOHYA, "comfy": KOHYA, "diffusers": PEFT, "peft": PEFT}
+
+
+def make_model(rows: int = 4) -> Model:
+    shapes = {f"{module}.weight": (rows, 3) for module in MODULES} | {f"{module}.bias": (rows,) for module in MODULES}
+    base = StateDictSpec({fqn: TensorSpec("F32", shape) for fqn, shape in shapes.items()})
+    return Model(remapkit.loads(JOIN), base)
+
+
+def make_route() -> Model:
+    return Model(remapkit.loads(JOIN).then(remapkit.loads(SPLIT)), make_model().base)
+
+
+ALPHAS = st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0, 6.0, -1.0])
+TENSORS = st.tuples(
+    ALPHAS, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.sampled_from([(), (1,)])
+)
+
+
+@settings(max_examples=120)
+@given(
+    st.data(),
+    st.sampled_from(["kohya", "comfy", "diffusers"]),
+    st.sampled_from([None, *NAMES]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_factors_are_kept_from_every_place_to_every_place(
+    data: st.DataObject, source: str, target: str | None, fold: bool, has_values: bool, is_route: bool
+) -> None:
+    """Alphas in tensors of any float dtype, or missing, equal or mixed, carried, merged or multiplied in."""
+    model = make_route() if is_route else make_model()
+    there = data.draw(st.lists(st.sampled_from(MODULES), min_size=1, unique=True))
+    ranks = {module: data.draw(st.integers(1, 4)) for module in there}
+    usual = data.draw(st.sampled_from([0.5, 1.0, 2.0]))  # of the LoRA rank: joined modules often agree
+    file = make_file(model.base, there, NAMES[source], LEAVES[source], rank=ranks.__getitem__)
+    for module in there:
+        kind = data.draw(st.sampled_from(["none", "usual", "usual", "own"]))
+        number, dtype, shape = data.draw(TENSORS)
+        if kind != "none":
+            value = number if kind == "own" else usual * ranks[module]
+            file[f"{NAMES[source](module)}.alpha"] = torch.full(shape, value, dtype=dtype)
+    built = model.derive(file, Options(target, fold), has_values=has_values)
+    made = run(built, file)
+    factors = None
+    if built.config is not None:
+        config = PeftConfig.of(dict(built.config), "made")
+        factors = {module: config.find_factor(module, rank) for module, rank in built.ranks.items()}
+    assert_same_effect(model, file, made, NAMES[source], NAMES[target or source], (None, factors))
+    if (fold and target != "kohya") or target == "diffusers":
+        assert not any(fqn.endswith(".alpha") for fqn in made)
+    if fold or target == "diffusers":
+        assert all(alpha == built.ranks[module] for module, alpha in built.alphas.items())
+    for module, alpha in built.alphas.items():
+        if alpha is not None and f"{NAMES[target or source](module)}.alpha" in made:
+            assert made[f"{NAMES[target or source](module)}.alpha"].item() == alpha
+
+
+def read_config(data: dict[str, object]) -> PeftConfig:
+    return PeftConfig.of({"peft_type": "LORA", "r": 2, **data}, "adapter_config.json")
+
+
+@pytest.mark.parametrize("target", [None, *NAMES])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_numbers_of_a_config_go_to_every_format(target: str | None, rslora: bool) -> None:
+    """`lora_alpha`, `alpha_pattern` and `use_rslora`: unequal numbers are multiplied in before a join."""
+    model = make_model()
+    ranks = {module: 1 + index % 3 for index, module in enumerate(MODULES)}
+    config = read_config({"lora_alpha": 4, "alpha_pattern": {"a.q": 2, r"b\.[qkv]": 1}, "use_rslora": rslora})
+    alphas = {module: {"a.q": 2, "b.q": 1, "b.k": 1, "b.v": 1}.get(module, 4) for module in MODULES}
+    factors = {name: alphas[name] / (ranks[name] ** 0.5 if rslora else ranks[name]) for name in MODULES}
+    file = make_file(model.base, MODULES, NAMES["peft"], PEFT, rank=ranks.__getitem__)
+    built = model.derive(file, Options(target, config=config))
+    after = None
+    if built.config is not None:
+        new = PeftConfig.of(dict(built.config), "made")
+        after = {module: new.find_factor(module, rank) for module, rank in built.ranks.items()}
+    assert_same_effect(model, file, run(built, file), NAMES["peft"], NAMES[target or "peft"], (factors, after))
+
+
+def test_the_config_beside_a_file_of_kohya_is_not_its_own() -> None:
+    model = make_model()
+    file = make_file(model.base, MODULES, NAMES["kohya"], KOHYA)
+    made = run(model.derive(file, Options(config=read_config({"lora_alpha": 64}))), file)
+    assert_same_effect(model, file, made, NAMES["kohya"], NAMES["kohya"])
+
+
+def test_metadata_of_diffusers_is_read_as_a_config() -> None:
+    """`transformer.lora_alpha` in `lora_adapter_metadata`; the result needs none, and fits one that says so."""
+    model = make_model()
+    own = {"transformer.r": 2, "transformer.lora_alpha": 8, "transformer.alpha_pattern": {"a.o": 2}}
+    entry = json.dumps({**own, "unet.lora_alpha": 1})
+    factors = {module: 1.0 if module == "a.o" else 4.0 for module in MODULES}
+    file = make_file(model.base, MODULES, NAMES["diffusers"], PEFT)
+    for target in (None, "kohya", "peft"):
+        built = model.derive(file, Options(target), metadata={"lora_adapter_metadata": entry})
+        after = None
+        if target == "peft":
+            assert built.config is not None
+            config = PeftConfig.of(dict(built.config), "made")
+            after = {module: config.find_factor(module, rank) for module, rank in built.ranks.items()}
+        made = run(built, file)
+        assert_same_effect(model, file, made, NAMES["diffusers"], NAMES[target or "diffusers"], (factors, after))
+        assert built.fields is not None and (target != "peft") == (built.config is None)
+    with pytest.raises(remapkit.UsageError, match="it must be JSON"):
+        model.derive(file, metadata={"lora_adapter_metadata": "{"})
+
+
+def test_what_metadata_and_configs_need_is_told() -> None:
+    """The new modules of each old one, with their LoRA ranks and alphas."""
+    model = make_route()
+    file = make_file(model.base, ["a.q", "a.k", "a.o"], NAMES["comfy"], KOHYA, alpha=lambda module: 4.0)
+    built = model.derive(file)
+    assert built.renamed["a.q"] == ("a.to_q", "a.to_k", "a.to_v") and built.renamed["a.o"] == ("a.out",)
+    assert built.ranks == {"a.to_q": 4, "a.to_k": 4, "a.to_v": 4, "a.out": 2}
+    assert built.alphas == {"a.to_q": 8.0, "a.to_k": 8.0, "a.to_v": 8.0, "a.out": 4.0}
+    assert run(built, file)["diffusion_model.a.to_q.alpha"].item() == 8
+    assert run(built, file)["diffusion_model.a.out.alpha"].item() == 4
+
+
+def test_an_alpha_that_its_dtype_cannot_hold_is_multiplied_in() -> None:
+    """87 for LoRA rank 1 is 261 for rank 3, which no BF16 is."""
+    model = make_model()
+    for dtype, is_carried in ((torch.bfloat16, False), (torch.float16, True), (torch.float32, True)):
+        file = make_file(model.base, ["a.q", "a.k", "a.v"], NAMES["kohya"], KOHYA, rank=lambda module: 1)
+        file |= {f"lora_unet_a_{name}.alpha": torch.tensor(87.0, dtype=dtype) for name in "qkv"}
+        made = model.convert(file)
+        assert ("lora_unet_a_qkv.alpha" in made) == is_carried
+        assert_same_effect(model, file, made, NAMES["kohya"], NAMES["kohya"])
+
+
+def test_alphas_without_values_are_multiplied_in_where_weights_are_joined() -> None:
+    model = make_model()
+    file = make_file(model.base, MODULES, NAMES["kohya"], KOHYA, alpha=lambda module: 1.0)
+    made = run(model.derive(file, has_values=False), file)
+    assert {fqn for fqn in made if fqn.endswith("alpha")} == {"lora_unet_a_out.alpha", "lora_unet_b_out.alpha"}
+
+
+def test_an_alpha_of_zero_is_carried_and_not_multiplied_in() -> None:
+    """sd-scripts takes 0 for the LoRA rank, ComfyUI for 0: both read the same file as before."""
+    model = make_model()
+    file = make_file(model.base, ["a.o"], NAMES["kohya"], KOHYA, alpha=lambda module: 0.0)
+    assert model.convert(file)["lora_unet_a_out.alpha"].item() == 0
+    with pytest.raises(RemapkitError, match="some programs take 0 for the LoRA rank"):
+        model.convert(file, "diffusers")
+
+
+@pytest.mark.parametrize("target", ["kohya", "comfy", "diffusers"])
+def test_an_unknown_alpha_is_needed_where_none_would_mean_the_rank(target: str) -> None:
+    model = make_model()
+    file = make_file(model.base, ["a.o"], NAMES["peft"], PEFT)
+    renamed = model.derive(file)
+    assert renamed.config is None and renamed.fields is None and renamed.alphas == {"a.out": None}
+    with pytest.raises(RemapkitError, match="RK726") as caught:
+        model.convert(file, target)
+    assert "--alpha NUMBER" in caught.value.diagnostics[0].help[1]
+    made = run(model.derive(file, Options(target, alpha=8)), file)
+    assert_same_effect(model, file, made, NAMES["peft"], NAMES[target], ({"a.o": 4.0}, None))
+
+
+def test_an_unknown_alpha_is_needed_where_weights_are_joined() -> None:
+    file = make_file(make_model().base, MODULES, NAMES["peft"], PEFT)
+    with pytest.raises(RemapkitError, match="the alpha of 2 modules is not known"):
+        make_model().convert(file)
+
+
+def test_biases_of_up_are_scaled_with_it_and_differences_are_not() -> None:
+    """`lora_B.bias` is multiplied by alpha / r; `diff_b` is added as it is."""
+    model = make_model()
+    factors = dict.fromkeys(MODULES, 2.0) | {"a.k": 1.0}
+    config = read_config({"lora_alpha": 4, "alpha_pattern": {"a.k": 2}})
+    file = make_file(model.base, MODULES, NAMES["peft"], PEFT)
+    file |= {f"base_model.model.{module}.lora_B.bias": torch.arange(4.0) for module in MODULES}
+    for target in ("comfy", "diffusers", "peft"):
+        built = model.derive(file, Options(target, config=config))
+        after = None
+        if built.config is not None:
+            new = PeftConfig.of(dict(built.config), "made")
+            after = {module: new.find_factor(module, rank) for module, rank in built.ranks.items()}
+            assert built.config["lora_bias"] is True
+        assert_same_effect(model, file, run(built, file), NAMES["peft"], NAMES[target], (factors, after))
+
+
+def test_an_alpha_tensor_is_not_multiplied_in_without_the_bias() -> None:
+    model = make_model()
+    file = make_file(model.base, ["a.o"], NAMES["diffusers"], PEFT, alpha=lambda module: 4.0)
+    file["transformer.a.o.lora_B.bias"] = torch.ones(4)
+    with pytest.raises(RemapkitError, match="the bias of the layer of up would need it too"):
+        model.convert(file, "comfy")
+    assert_same_effect(model, file, model.convert(file), NAMES["diffusers"], NAMES["diffusers"])
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+@given(st.floats(width=32), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+def test_rounding_is_torchs(number: float, dtype: torch.dtype) -> None:
+    wanted = torch.tensor(number, dtype=torch.float32).to(dtype)
+    assert torch.equal(torch.tensor(round_number(number, DTYPES[dtype])), wanted.float()) or number != number
+
+
+@given(
+    st.floats(width=16, allow_nan=False, allow_infinity=False),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.sampled_from([*DTYPES]),
+)
+def test_scaling_is_exact_where_torchs_is(alpha: float, new: int, own: int, dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point or Fraction(torch.tensor(alpha).to(dtype).item()) != Fraction(alpha):
+        return
+    wanted = Fraction(alpha) * new / own
+    text = f"remapkit: 1\nname: s\nrules: [{{id: s, path: a, ops: [{{scale: {new / own}}}], to: b}}]"
+    made: Tensor = remapkit.loads(text)({"a": torch.tensor(alpha, dtype=dtype)})["b"]
+    got = made.double().item()
+    assert is_exact(alpha, new / own, wanted, DTYPES[dtype]) == (abs(got) != float("inf") and Fraction(got) == wanted)
+
+
+@given(st.integers(-100, 100), st.sampled_from([*DTYPES]))
+def test_numbers_are_decoded(number: int, dtype: torch.dtype) -> None:
+    tensor = torch.tensor(number).to(dtype)
+    raw = bytes(tensor.reshape(1).view(torch.uint8).tolist())
+    assert decode_number(raw, spec_of(tensor)) == number
+    assert decode_number(raw * 2, TensorSpec(DTYPES[dtype], (2,))) is None
+
+
+def test_the_oracle_multiplies_biases() -> None:
+    file = make_file({"m.weight": TensorSpec("F32", (2, 2))}, ["m"], dotted(""), PEFT) | {
+        "m.lora_B.bias": torch.ones(2)
+    }
+    base = {"m.bias": TensorSpec("F32", (2,))}
+    assert find_updates(file, base, dotted(""), {"m": 3.0})["m.bias"].tolist() == [3, 3]
