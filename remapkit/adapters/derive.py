@@ -111,7 +111,8 @@ class Deriver:
 
     def _follow(self, move: Move, kind: tuple[Kind, str], own: Mapping[str, tuple[Stored, tuple[str, ...]]]) -> None:
         try:
-            made = push(move, self.plan.source, {fqn: own[fqn][0] for fqn in move.sources if fqn in own})
+            there = {fqn: own[fqn][0] for fqn in move.sources if fqn in own}
+            made = push(move, self.plan.source, there, is_tall=self.style.leaf("magnitude") == "dora_scale")
         except CannotFollow as reason:
             self._refuse(move.rule.id, str(reason), move.target)
             return
