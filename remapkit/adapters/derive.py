@@ -154,14 +154,15 @@ class Deriver:
     def _push(self, move: Move, specs: Mapping[str, TensorSpec], stored: Mapping[str, Stored]) -> Pushed | None:
         """Push the adapters of a move; PEFT's matrices are those of the transposed weight where it is [IN, OUT]."""
         module, kinds = get_module(move.target), {each.kind for each in stored.values()}
+        is_tall = self.style.leaf("magnitude") == "dora_scale"
         if not kinds & {"lora", "rows"}:
-            return push(move, specs, stored)
+            return push(move, specs, stored, is_tall=is_tall)
         away = [fqn for fqn in move.sources if fqn in self.transposed and fqn not in stored]
         move = flip_sources(move, self.transposed)
         specs = {**specs, **{fqn: flip_spec(specs[fqn]) for fqn in away}}
-        made = None if module in self.found.transposed else push(move, specs, stored)
+        made = None if module in self.found.transposed else push(move, specs, stored, is_tall=is_tall)
         if self.style.format == "peft" and len(move.spec.shape) == 2 and (made is None or is_flipped(made)):
-            made = push(flip_target(move), specs, stored)
+            made = push(flip_target(move), specs, stored, is_tall=is_tall)
             if made is not None:
                 self.found.transposed.add(module)
         return made

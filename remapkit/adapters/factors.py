@@ -84,7 +84,8 @@ class Matrix:
     def do(self, name: str, label: int, size: int, **args: object) -> None:
         """Do an operation along one axis, which then has this size."""
         at = self.labels.index(label)
-        if self.is_ghost and self.sizes[at] != size:
+        repeats = name == "index" and isinstance(order := args["order"], list) and len(set(order)) < len(order)
+        if self.is_ghost and (self.sizes[at] != size or repeats):
             raise CannotFollow(f"{name} changes the rows, and with them the norms that a magnitude is for")
         given = {**({"dim": at} if at or name == "slice" else {}), **args}
         self.ops.append({name: given} if given else name)
@@ -98,11 +99,14 @@ class Matrix:
 class Factors:
     """The matrices of an update of a weight, through the operations on the weight.
 
-    With `down` None, `up` is a whole tensor (a difference, a bias): its axes are those of the weight.
+    With `down` None, `up` has the axes of the weight: it is a difference or, with `is_whole`, the tensor itself. With
+    a ghost for `down`, `up` is a magnitude: the norms of the rows of the weight with its update.
     """
 
-    def __init__(self, up: Matrix, down: Matrix | None, layout: Sequence[Sequence[int]]) -> None:
-        self.up, self.down = up, down
+    def __init__(
+        self, up: Matrix, down: Matrix | None, layout: Sequence[Sequence[int]], *, is_whole: bool = False
+    ) -> None:
+        self.up, self.down, self.is_whole = up, down, is_whole
         self.layout = [list(labels) for labels in layout]
         self.is_zero = False
         self._labels = itertools.count(1 + max((label for labels in layout for label in labels), default=0))
@@ -111,6 +115,10 @@ class Factors:
     def matrices(self) -> tuple[Matrix, ...]:
         """Return the matrices that there are."""
         return (self.up,) if self.down is None else (self.up, self.down)
+
+    @property
+    def _has_norms(self) -> bool:
+        return self.down is not None and self.down.is_ghost
 
     def holders(self, label: int) -> list[Matrix]:
         """Return the matrices that have an axis: one, or both for the index of a stack."""
@@ -126,18 +134,24 @@ class Factors:
         return spec
 
     def _apply_op(self, op: Op, spec: TensorSpec) -> None:
-        if isinstance(op, CastOp | AddOp):
+        if isinstance(op, CastOp) or (isinstance(op, AddOp) and not self.is_whole and not self._has_norms):
             return  # an adapter keeps its own dtype, and what is added to every element is in no update
+        if self._has_norms and isinstance(op, AddOp | PadOp):
+            raise CannotFollow(f"{op.name} changes the rows, and with them the norms that a magnitude is for")
         if isinstance(op, Zeros):
             self.is_zero = True
-        elif isinstance(op, ScaleOp):
-            self.up.ops.append({"scale": op.factor})
+        elif isinstance(op, AddOp):
+            self.up.ops.append({"add": op.term})
+        elif isinstance(op, ScaleOp):  # the norms of rows have no sign
+            self.up.ops.append({"scale": abs(op.factor) if self._has_norms else op.factor})
         elif isinstance(op, Rearrange):
             self._rearrange(op, spec)
-        elif (args := _spell_args(op, spec)) is not None:
+        elif (args := _spell_args(op, spec, is_whole=self.is_whole)) is not None:
             dim = getattr(op, "dim") % len(spec.shape)  # noqa: B009
-            label = self._join_dim(dim, op.name)
             size = op.infer(spec).shape[dim]
+            if size == spec.shape[dim] == 1:
+                return  # one element stays where it is
+            label = self._join_dim(dim, op.name)
             for matrix in self.holders(label):
                 matrix.do(args[0], label, size, **args[1])
         else:
@@ -266,14 +280,17 @@ class Factors:
             self.up.arrange([label for labels in self.layout for label in labels])
             self._relabel(self.up, list(range(len(spec.shape))), list(spec.shape))
             return
-        stack = [labels[0] for labels in self.layout[:1] if labels and len(self.holders(labels[0])) == 2]
+        stack = [labels[0] for labels in self.layout[:1] if len(labels) == 1 and len(self.holders(labels[0])) == 2]
         if stack and len(spec.shape) != 3:
             raise CannotFollow(f"the result is a stack, but not of matrices: {list(spec.shape)}")
-        out, *columns = self.layout[len(stack) :] or [[]]
+        rest = [[label for label in labels if self._size(label) != 1] for labels in self.layout[len(stack) :]]
+        out, *columns = rest or [[]]
         ins = [label for labels in columns for label in labels]
         sides = [{id(m) for label in labels for m in self.holders(label)} for labels in (out, ins)]
         one, other = id(self.up), id(self.down)
-        if not columns or (sides[0] | sides[1]) - {one, other} or sides[0] & sides[1] or max(map(len, sides)) > 1:
+        if not columns:
+            raise CannotFollow(f"the result is not a matrix: {list(spec.shape)}")
+        if (sides[0] | sides[1]) - {one, other} or sides[0] & sides[1] or max(map(len, sides)) > 1:
             raise CannotFollow("the result mixes the rows and the columns of the weight")
         swapped = other in sides[0] or one in sides[1]
         if swapped:
@@ -294,7 +311,7 @@ class Factors:
         self.layout = [[dim] for dim in range(max(labels) + 1)]
 
 
-def _spell_args(op: Op, spec: TensorSpec) -> tuple[str, dict[str, object]] | None:
+def _spell_args(op: Op, spec: TensorSpec, *, is_whole: bool) -> tuple[str, dict[str, object]] | None:
     """Return an operation along one dimension as a name and arguments, without the dimension; None for others."""
     if isinstance(op, SplitPart):
         (step,) = op.steps(spec)
@@ -304,7 +321,8 @@ def _spell_args(op: Op, spec: TensorSpec) -> tuple[str, dict[str, object]] | Non
         stop = spec.shape[op.dim % len(spec.shape)] if op.stop is None else op.stop
         return "slice", {"start": op.start, "stop": stop}
     if isinstance(op, PadOp):
-        return "pad", {"to": op.to}  # zeros: the value of new elements is the weight's, and no update's
+        # The value of new elements is the weight's, and no update's.
+        return "pad", {"to": op.to, **({"value": op.value} if is_whole and op.value else {})}
     if isinstance(op, FlipHalves | Flip):
         return op.name, {}
     if isinstance(op, Roll):

@@ -73,10 +73,13 @@ class Pushed:
         return tuple(dict.fromkeys(part.source for part in self.first.parts))
 
 
-def push(move: Move, header: Mapping[str, TensorSpec], stored: Mapping[str, Stored]) -> Pushed | None:
+def push(
+    move: Move, header: Mapping[str, TensorSpec], stored: Mapping[str, Stored], *, is_tall: bool = False
+) -> Pushed | None:
     """Return the adapter of the target of a move; None if no source has one.
 
-    `header` is that of the model's weights, `stored` has what the adapter file holds for each. Raises `CannotFollow`.
+    `header` is that of the model's weights, `stored` has what the adapter file holds for each; `is_tall` gives a
+    magnitude the shape [OUT, 1, ...], not PEFT's [OUT] or [1, OUT, 1, ...]. Raises `CannotFollow`.
 
     >>> from remapkit.ops.join import SplitPart
     >>> from remapkit.plans.moves import RuleRef
@@ -121,7 +124,8 @@ def push(move: Move, header: Mapping[str, TensorSpec], stored: Mapping[str, Stor
         return Side(parts, dim, ops, tuple(matrix.sizes), merged)
 
     if kind == "rows":
-        factors.up.reshape([0], [factors.up.sizes[0]])
+        sizes = _shape_magnitude(spec.shape, is_tall=is_tall)
+        factors.up.reshape(range(len(sizes)), sizes)
     second = describe(factors.down) if factors.down is not None and kind == "lora" else None
     return Pushed(kind, describe(factors.up), second, factors.up.size_of(RANK) if second is not None else 0)
 
@@ -141,11 +145,12 @@ def start(stored: Stored, spec: TensorSpec) -> Factors:
     if stored.kind in ("whole", "delta"):
         if first != spec.shape:
             raise CannotFollow(f"the tensor must be {list(spec.shape)}, got {list(first)}")
-        return Factors(Matrix(dims, list(first)), None, [[dim] for dim in dims])
+        return Factors(Matrix(dims, list(first)), None, [[dim] for dim in dims], is_whole=stored.kind == "whole")
     if stored.kind == "rows":
-        if not spec.shape or stored.first.numel != spec.shape[0]:
-            rows = spec.shape[0] if spec.shape else 0
-            raise CannotFollow(f"a magnitude must have {rows} elements, one for each row, got {list(first)}")
+        known = [spec.shape[:1], *(_shape_magnitude(spec.shape, is_tall=is_tall) for is_tall in (False, True))]
+        if not spec.shape or first not in known:
+            wanted = " or ".join(dict.fromkeys(str(list(each)) for each in known))
+            raise CannotFollow(f"a magnitude, a number for each row, must be {wanted}, got {list(first)}")
         up = Matrix(list(range(-10, len(first) - 10)), list(first))
         up.reshape([0, RANK], [spec.shape[0], 1])
         return Factors(up, Matrix([RANK, *dims[1:]], [1, *spec.shape[1:]], is_ghost=True), [[dim] for dim in dims])
@@ -158,6 +163,16 @@ def start(stored: Stored, spec: TensorSpec) -> Factors:
     up, down = found
     there = {*up.labels, *down.labels}
     return Factors(up, down, [[dim] if dim in there else [] for dim in dims])
+
+
+def _shape_magnitude(weight: Shape, *, is_tall: bool) -> Shape:
+    """Return the shape of the magnitude of a weight: that of PEFT, or that with as many dimensions as the weight.
+
+    >>> _shape_magnitude((8, 4, 3, 3), is_tall=False), _shape_magnitude((8, 4), is_tall=True)
+    ((1, 8, 1, 1), (8, 1))
+    """
+    ones = (1,) * (len(weight) - 2)
+    return (*weight[:1], 1, *ones) if is_tall else (1, *weight[:1], *ones) if ones else weight[:1]
 
 
 def find_rank(stored: Stored, spec: TensorSpec) -> int:
@@ -208,7 +223,7 @@ def _join(
     join: Join, move: Move, header: Mapping[str, TensorSpec], stored: Mapping[str, Stored], kind: Kind
 ) -> _Joined | None:
     """Return the sum of the updates of the sources of a join; None if all of them are zero."""
-    if join.combine is not None and join.combine.kind != "dequantize":
+    if join.combine is not None and (join.combine.kind != "dequantize" or kind == "whole"):
         raise CannotFollow(f"{join.combine.kind} changes the weight by another tensor, and its update with it")
     width = len(join.branches)
     pieces: list[_Piece | None] = []
@@ -337,11 +352,12 @@ class _Grid:
         up, parts = self._concat("up", at, [None] * len(self.pieces), self._list_sizes(at))
         if self.join.stack is None:
             up.labels = list(range(len(shape)))
-            return _Joined(Factors(up, None, [[each] for each in up.labels]), [(up, parts, at)])
+            whole = Factors(up, None, [[each] for each in up.labels], is_whole=self.kind == "whole")
+            return _Joined(whole, [(up, parts, at)])
         up.reshape(list(range(len(shape) + 1)), [self.count, *shape])
         layout = [[each + 1] for each in range(len(shape))]
         layout.insert(self.join.stack % (len(shape) + 1), [0])
-        return _Joined(Factors(up, None, layout), [(up, parts, 0)])
+        return _Joined(Factors(up, None, layout, is_whole=self.kind == "whole"), [(up, parts, 0)])
 
     def _rank(self, number: int) -> int:
         piece = self.pieces[number]
