@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from remapkit.companions.names import Kind, is_of_module
 from remapkit.ops.base import Op, RefusedOp, describe_size, infer_ops
 from remapkit.ops.join import FillOp, Join, Nested, SplitPart, TakeIndex, infer_join
-from remapkit.ops.steps import Pick
+from remapkit.ops.steps import Cast, OpStep, Permute, Pick, Reshape
 from remapkit.plans.moves import Move
 from remapkit.plans.spread import WHOLE, Block, NoCounterpart, Spread, Width, read_spread
 from remapkit.tensors.spec import TensorSpec
@@ -164,11 +164,20 @@ def _list_plain_steps(ops: Sequence[Op], spec: TensorSpec) -> list[object]:
     made: list[object] = []
     for op in ops:
         for step in op.steps(spec):
-            order = [index for each in step.ranges for index in each] if isinstance(step, Pick) else None
-            if order != list(range(spec.shape[step.dim])) if isinstance(step, Pick) else step.infer(spec) != spec:
-                made.append((step.dim, order) if isinstance(step, Pick) else step)
+            if isinstance(step, Pick):
+                order = [index for each in step.ranges for index in each]
+                made += [(step.dim, order)] if order != list(range(spec.shape[step.dim])) else []
+            elif not _is_nothing(step, spec):
+                made.append(step)
             spec = step.infer(spec)
     return made
+
+
+def _is_nothing(step: OpStep, spec: TensorSpec) -> bool:
+    """Return whether a step changes no element and no order: a header alone does not show that a `scale` does."""
+    if isinstance(step, Permute):
+        return step.order == tuple(sorted(step.order))
+    return isinstance(step, Reshape | Cast) and step.infer(spec) == spec
 
 
 def can_follow(ops: Sequence[Op], weight: TensorSpec, scales: Sequence[str]) -> bool:
