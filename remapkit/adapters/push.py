@@ -185,14 +185,18 @@ def _fit_matrices(
 ) -> tuple[Matrix, Matrix] | None:
     """Return the labelled matrices of a linear layer, a convolution (kernel in `down`), or a stack of matrices.
 
-    Where a three-dimensional weight could be both (its sizes and the rank coincide), it is a convolution.
+    Those of a linear layer may be written as those of a convolution: [OUT, r, 1, 1] and [r, IN, 1, 1]. Where a
+    three-dimensional weight could be both (its sizes and the rank coincide), it is a convolution.
     """
     ones = [-2 - at for at in range(len(up) - 2)]
     if len(weight) >= 2 and len(up) >= 2 and len(down) >= 2:
         rank = up[1]
-        if up[0] == weight[0] and set(up[2:]) <= {1} and down[0] == rank and len(up) in (2, len(weight)):
-            if down[1:] == weight[1:]:
-                return Matrix([0, RANK, *ones], list(up)), Matrix([RANK, *range(1, len(weight))], list(down), place=1)
+        more = down[len(weight) :]
+        has_rows = up[0] == weight[0] and len(up) in (2, len(weight), len(down))
+        if has_rows and down[0] == rank and {*up[2:], *more} <= {1}:
+            if down[1 : len(weight)] == weight[1:]:
+                labels = [RANK, *range(1, len(weight)), *(-2 - at for at in range(len(more)))]
+                return Matrix([0, RANK, *ones], list(up)), Matrix(labels, list(down), place=1)
             if len(down) == 2 and down[1] == weight[1] and set(weight[2:]) <= {1}:
                 return Matrix([0, RANK, *ones], list(up)), Matrix([RANK, 1], list(down), place=1)
     is_stack = len(weight) == len(up) == len(down) == 3 and up[:2] == weight[:2] and up[2] == down[1]

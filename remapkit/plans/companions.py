@@ -305,7 +305,7 @@ class _Judge:
         if {f"{each}.alpha" for each in modules} != set(image.sources):
             return False
         ranks = {
-            f"{each}.alpha": _find_lora_rank(fqn, self.source)
+            f"{each}.alpha": self._find_own_rank(f"{each}.alpha", fqn)
             for each, fqn in zip(modules, move.sources, strict=True)
         }
         for alpha, ops in zip(image.sources, itertools.cycle(join.branches), strict=False):
@@ -313,6 +313,11 @@ class _Judge:
             if own is None or len(factors) < len(ops) or math.prod(factors) * own != rank:
                 return False
         return True
+
+    def _find_own_rank(self, alpha: str, fqn: str) -> int | None:
+        """Return the LoRA rank that the matrices with an alpha show, of which a tensor may be no one: a magnitude."""
+        rank = _read_lora_rank({each: self.source[each] for each in self.adapters.get(alpha, ())})
+        return _find_lora_rank(fqn, self.source) if rank is None else rank
 
     def _list_of_module(self, module: str) -> Sequence[str]:
         if self.modules is None:

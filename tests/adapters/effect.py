@@ -1,4 +1,4 @@
-"""The oracle of adapters: what an adapter makes of each tensor of its model, from its definition, in double precision.
+"""The oracle of adapters: what one makes of each tensor of its model, from its definition, in double precision.
 
 Nothing of the code under test is used here: each form (linear, convolution, stack of matrices) is written by itself.
 Sources: peft/tuners/lora/layer.py and dora.py; ComfyUI comfy/weight_adapter/lora.py and base.py, comfy/lora.py.
@@ -7,7 +7,7 @@ Sources: peft/tuners/lora/layer.py and dora.py; ComfyUI comfy/weight_adapter/lor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,14 +45,19 @@ def multiply(up: Tensor, down: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
 
 
 def find_effective(
-    adapter: State, weights: State, names: Mapping[str, str], factors: Mapping[str, float] | None = None
+    adapter: State,
+    weights: State,
+    names: Mapping[str, str],
+    factors: Mapping[str, float] | None = None,
+    transposed: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Return all tensors of the model with the adapter applied.
+    """Return all tensors of the model with the adapter applied; `transposed` are weights that are stored [IN, OUT].
 
-    W + update and what is stored as a difference; with a magnitude m, each row of that times m / its norm; a bias with
-    `diff_b`, and with `lora_B.bias` times the factor of its module. A tensor that the adapter has whole takes the
-    place of the model's: it has the model's name, after the part of `names` before the module (PEFT: the layer within).
+    W + update and what is stored as a difference; with a magnitude m, each row of that times m / its norm; a bias
+    with `diff_b`, and with `lora_B.bias` times the factor of its module. A tensor that the adapter has whole takes
+    the place of the model's: it has its name, after what `names` have before the module (PEFT: the layer within).
     """
+    weights = {key: weight.T if key in transposed else weight for key, weight in weights.items()}
     whole = {
         key.removeprefix(start).replace(".base_layer.", "."): key for key in adapter for start in _find_starts(names)
     }
@@ -73,7 +78,7 @@ def find_effective(
         if "up_bias" in parts:
             rank = multiply(parts["up"], parts["down"], weights[weight].shape)[1]
             made[bias] = made[bias] + parts["up_bias"] * _find_factor(parts, module, rank, factors)
-    return made
+    return {key: value.T if key in transposed else value for key, value in made.items()}
 
 
 def find_magnitude_shape(module: str, weight: torch.Size, adapter: Iterable[str]) -> tuple[int, ...]:
@@ -85,6 +90,25 @@ def find_magnitude_shape(module: str, weight: torch.Size, adapter: Iterable[str]
     if f"{module}.dora_scale" in adapter:
         return (weight[0], 1, *ones)
     return (1, weight[0], *ones) if ones else (weight[0],)
+
+
+def find_transposed(
+    adapter: State, weights: State, names: Mapping[str, str], config: Mapping[str, Any] | None
+) -> set[str]:
+    """Return the weights whose matrices are PEFT's of a Conv1D: by their shapes; square ones are like the others.
+
+    Where all are square, `fan_in_fan_out` of the config says it.
+    """
+    fits: dict[tuple[bool, bool], set[str]] = {}
+    for weight, name in names.items():
+        if (up := adapter.get(f"{name}.lora_B.weight")) is not None and weights[weight].ndim == 2:
+            both = len(up), adapter[f"{name}.lora_A.weight"].shape[1]
+            shape = tuple(weights[weight].shape)
+            fits.setdefault((both == shape, both == shape[::-1]), set()).add(weight)
+    turned, square = fits.get((False, True), set()), fits.get((True, True), set())
+    is_flagged = config is not None and config.get("fan_in_fan_out") is True
+    assert config is None or is_flagged or not turned
+    return turned | square if turned or (is_flagged and (True, False) not in fits) else set()
 
 
 def find_peft_factors(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
@@ -104,20 +128,11 @@ def find_peft_factors(config: Mapping[str, Any], ranks: Mapping[str, int]) -> di
 
 
 LEAVES = {
-    "lora_up.weight": "up",
-    "lora_down.weight": "down",
-    "lora_B.weight": "up",
-    "lora_A.weight": "down",
-    "lora_B": "up",
-    "lora_A": "down",
-    "alpha": "alpha",
-    "dora_scale": "magnitude",
-    "lora_magnitude_vector": "magnitude",
-    "diff": "diff",
-    "diff_b": "diff_bias",
-    "lora_B.bias": "up_bias",
-    "lora_up.bias": "up_bias",
-}
+    "lora_up.weight": "up", "lora_down.weight": "down", "lora_B.weight": "up", "lora_A.weight": "down",
+    "lora_B": "up", "lora_A": "down", "alpha": "alpha", "dora_scale": "magnitude",
+    "lora_magnitude_vector": "magnitude", "diff": "diff", "diff_b": "diff_bias",
+    "lora_B.bias": "up_bias", "lora_up.bias": "up_bias",
+}  # fmt: skip
 
 
 def _list_parts(adapter: Iterable[str], module: str) -> list[tuple[str, str]]:

@@ -1,8 +1,7 @@
-"""The adapters of every pack whose model diffusers or transformers has: the same effective weights, module by module."""
+"""Adapters of every pack whose model diffusers or transformers has: the same effective weights of all modules."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,11 @@ import torch
 
 import remapkit
 from remapkit.adapters.build import Options
+from tests.adapters import random_rules
 from tests.adapters import value_kit as kit
+from tests.adapters.random_rules import Shape
 
 KEYS = Path(remapkit.__file__).parent.parent / "rules" / "keys"
-BLOCK = re.compile(r"(?:blocks|layers|\.h|experts\.gate_up_proj)\.(\d+)\.")
 CLOSE = 1e-6
 """Of the largest weight: factors are rounded to the adapter's F32."""
 
@@ -32,9 +32,8 @@ class Pack:
     sizes: Mapping[int, int]
     params: Mapping[str, int] = field(default_factory=dict)
 
-    def read(self, manifest: str) -> dict[str, kit.Shape]:
-        entries = json.loads((KEYS / f"{manifest}.json").read_text(encoding="utf-8"))
-        few = {key: entry["shape"] for key, entry in entries.items() if all(int(at) < 2 for at in BLOCK.findall(key))}
+    def read(self, manifest: str) -> dict[str, Shape]:
+        few = kit.read_shapes(KEYS / f"{manifest}.json", blocks=2)
         return {key: tuple(self.sizes.get(size, size) for size in shape) for key, shape in few.items()}
 
 
@@ -67,11 +66,11 @@ PACKS = (
 )
 
 
-def make_lora(shapes: Mapping[str, kit.Shape], style: str, share: float) -> kit.LoRA:
+def make_lora(shapes: Mapping[str, Shape], style: str, share: float) -> kit.LoRA:
     """An adapter of a random share of all matrices, convolutions and stacks of experts, with alphas where it can."""
     generator = torch.Generator().manual_seed(5)
     made = kit.LoRA({})
-    up, down = kit.LEAVES.get(style, ("lora_B", "lora_A"))
+    up, down = random_rules.LEAVES.get(style, ("lora_B", "lora_A"))
     for at, (key, shape) in enumerate(shapes.items()):
         is_stack = ".experts." in key and len(shape) == 3
         if len(shape) < 2 or not (key.endswith(".weight") or is_stack) or torch.rand((), generator=generator) > share:
@@ -80,7 +79,7 @@ def make_lora(shapes: Mapping[str, kit.Shape], style: str, share: float) -> kit.
         name = kit.name_module(style, key)
         matrices = kit.make_matrices(shape, rank, generator, is_stack=is_stack)
         made.tensors |= {f"{name}.{leaf}.weight": each for leaf, each in zip((up, down), matrices, strict=True)}
-        if style in kit.LEAVES and at % 4:
+        if style in random_rules.LEAVES and at % 4:
             made.tensors[f"{name}.alpha"] = torch.tensor(float(at % 4))
     if style == "peft":
         # `^`: the pattern `conv1` would be for `encoder.conv1` too.
@@ -90,9 +89,7 @@ def make_lora(shapes: Mapping[str, kit.Shape], style: str, share: float) -> kit.
     return made
 
 
-def check(
-    rules: remapkit.RuleSet, shapes: Mapping[str, kit.Shape], style: str, options: Options, share: float
-) -> None:
+def check(rules: remapkit.RuleSet, shapes: Mapping[str, Shape], style: str, options: Options, share: float) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
     lora = make_lora(shapes, style, share)
@@ -129,15 +126,16 @@ def test_and_back_with_parts_that_have_no_adapter(pack: Pack, style: str, format
 
 
 @pytest.mark.parametrize("pack", ["llama2_ranks", "llama3_ranks"])
-@pytest.mark.parametrize("style", kit.STYLES)
+@pytest.mark.parametrize("style", random_rules.STYLES)
 def test_the_parts_of_ranks_become_one_adapter(pack: str, style: str) -> None:
     params = {"heads": 4, "kv_heads": 4 if pack == "llama2_ranks" else 2, "hidden": 32, "head_dim": 8, "ranks": 2}
     kv, size = params["kv_heads"] * 8, (20, 16) if pack == "llama2_ranks" else (10, 32)
     layer = {
-        "attention.wq": (16, 32), "attention.wk": (kv // 2, 32), "attention.wv": (kv // 2, 32), "attention.wo": (32, 16),
+        "attention.wq": (16, 32), "attention.wk": (kv // 2, 32), "attention.wv": (kv // 2, 32),
+        "attention.wo": (32, 16),
         "feed_forward.w1": (12, 32), "feed_forward.w2": (32, 12), "feed_forward.w3": (12, 32),
     }  # fmt: skip
-    shapes: dict[str, kit.Shape] = {"tok_embeddings.weight": size, "output.weight": (10, 32), "norm.weight": (32,)}
+    shapes: dict[str, Shape] = {"tok_embeddings.weight": size, "output.weight": (10, 32), "norm.weight": (32,)}
     shapes |= {f"layers.0.{name}.weight": shape for name, shape in layer.items()}
     shapes |= {f"layers.0.{name}.weight": (32,) for name in ("attention_norm", "ffn_norm")}
     shapes = {f"tp{rank}.{key}": shape for rank in range(2) for key, shape in shapes.items()}

@@ -15,6 +15,7 @@ import remapkit
 from remapkit.adapters.build import Options
 from remapkit.diagnostics.errors import FailedCheck
 from tests.adapters import value_kit as kit
+from tests.adapters.random_rules import Case, Shape
 
 M = {"m.weight": (4, 6)}
 CONV = {"m.weight": (4, 6, 3, 3)}
@@ -24,7 +25,7 @@ EXPERTS = {"e.0.a.weight": (4, 6), "e.0.b.weight": (4, 6), "e.1.a.weight": (4, 6
 LORA, DORA = ("lora",), ("lora", "magnitude")
 Parts = tuple[str, ...] | Mapping[str, tuple[str, ...]]
 
-REFUSED: dict[str, tuple[str, dict[str, kit.Shape], Parts, str]] = {
+REFUSED: dict[str, tuple[str, dict[str, Shape], Parts, str]] = {
     "multiply": (
         "path: m.weight, multiply: {by: s}, to: t.weight",
         {**M, "s": (4, 1)},
@@ -172,21 +173,18 @@ REFUSED: dict[str, tuple[str, dict[str, kit.Shape], Parts, str]] = {
         "a LoRA with a `mid` matrix follows renames, and this changes the weight",
     ),
 }
-LOOSE: Mapping[str, kit.Shape] = {
-    "hada_w1_a": (4, 2),
-    "hada_w1_b": (2, 6),
-    "hada_w2_a": (4, 2),
-    "hada_w2_b": (2, 6),
-    "lokr_w1": (2, 2),
-    "lokr_w2": (2, 3),
-    "lora_mid.weight": (1, 1, 3, 3),
-}
+LOOSE: Mapping[str, Shape] = {
+    "hada_w1_a": (4, 2), "hada_w1_b": (2, 6), "hada_w2_a": (4, 2), "hada_w2_b": (2, 6),
+    "lokr_w1": (2, 2), "lokr_w2": (2, 3), "lora_mid.weight": (1, 1, 3, 3),
+}  # fmt: skip
 
 
-def make(rule: str, shapes: Mapping[str, kit.Shape], parts: Parts, style: str = "kohya") -> tuple[kit.Case, kit.LoRA]:
+def make(rule: str, shapes: Mapping[str, Shape], parts: Parts, style: str = "kohya") -> tuple[Case, kit.LoRA]:
     own = parts if isinstance(parts, Mapping) else dict.fromkeys(shapes, parts)
-    case = kit.Case(rule, dict(shapes), style, dict(own))
-    lora = kit.make_adapter(case, dict.fromkeys(own, 1), {})
+    case = Case(rule, dict(shapes), style, dict(own))
+    lora = kit.make_adapter(
+        case, {weight: 1 if "lora_mid.weight" in own[weight] else 1 + at % 3 for at, weight in enumerate(own)}, {}
+    )
     for weight, leaves in own.items():
         name = kit.name_module(style, weight)
         lora.tensors |= {f"{name}.{leaf}": torch.rand(LOOSE[leaf]) for leaf in leaves if leaf in LOOSE}
@@ -216,12 +214,12 @@ MISFITS = {
 def test_what_does_not_fit_its_weight_is_refused(name: str) -> None:
     shapes, reason = MISFITS[name]
     lora = kit.LoRA({f"lora_unet_{key}": torch.rand(shape) for key, shape in shapes.items()})
-    case = kit.Case("path: m.weight, ops: [{flip: {dim: 0}}], to: t.weight", dict(M))
+    case = Case("path: m.weight, ops: [{flip: {dim: 0}}], to: t.weight", dict(M))
     with pytest.raises(FailedCheck, match=re.escape(reason)):
         kit.build(remapkit.loads(case.text), {"m.weight": torch.rand(4, 6)}, lora, Options())
 
 
-FOLLOWED: dict[str, tuple[str, dict[str, kit.Shape], Parts]] = {
+FOLLOWED: dict[str, tuple[str, dict[str, Shape], Parts]] = {
     "a convolution becomes linear": (
         "path: m.weight, ops: [{reshape: [4, 6]}], to: t.weight",
         {"m.weight": (4, 6, 1, 1)},
@@ -264,6 +262,34 @@ FOLLOWED: dict[str, tuple[str, dict[str, kit.Shape], Parts]] = {
         {f"{name}.weight": (4, size) for name, size in (("a", 2), ("b", 3), ("c", 4))},
         {"b.weight": LORA},
     ),
+    "a change of sign, of rows with norms": ("path: m.weight, ops: [{scale: -2}], to: t.weight", M, DORA),
+    "one of two copies becomes zeros": (
+        "path: m.weight, copy: [{to: t.weight, ops: [zeros]}, u.weight]",
+        M,
+        LORA,
+    ),
+    "new rows": ("path: m.weight, ops: [{pad: {dim: 0, to: 6, value: 1}}], to: t.weight", M, LORA),
+    "one of each stack": ("path: m, unstack: {dim: 0, by: e}, to: 't.{e}.weight'", {"m": (3, 4, 6)}, LORA),
+    "a stack whose index comes to the front": (
+        "path: 'e.{e:int}.a.weight', stack: {dim: 1, by: e}, ops: [{permute: [1, 0, 2]}], to: t",
+        {f"e.{at}.a.weight": (4, 6) for at in range(3)},
+        LORA,
+    ),
+    "one element in reverse": (
+        "path: m.weight, ops: [{unsqueeze: 1}, {flip: {dim: 1}}, {squeeze: 1}], to: t.weight",
+        M,
+        DORA,
+    ),
+    "a dimension of one, which was of rows": (
+        "path: m.weight, ops: [{reshape: [2, 2, 6]}], split: {dim: 1, into: [t.weight, u.weight]}",
+        M,
+        LORA,
+    ),
+    "biases of which the adapter has the whole": (
+        "path: 'm.{leaf:weight|bias}', ops: [{add: 1}, {pad: {dim: 0, to: 6, value: 3}}], to: 't.{leaf}'",
+        {**M, "m.bias": (4,)},
+        {"m.weight": ("lora", "whole")},
+    ),
     "differences, of which one is missing": (
         "concat: {dim: 1, from: [a.weight, b.weight]}, to: t.weight",
         TWO,
@@ -280,12 +306,59 @@ FOLLOWED: dict[str, tuple[str, dict[str, kit.Shape], Parts]] = {
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_what_is_close_to_it_follows(name: str) -> None:
     rule, shapes, parts = FOLLOWED[name]
-    for style in ("kohya", "comfy"):
+    has_whole = isinstance(parts, Mapping) and any("whole" in own for own in parts.values())
+    for style in ("diffusers",) if has_whole else ("kohya", "comfy"):
         case, lora = make(rule, shapes, parts, style)
         weights = {key: torch.rand(shape) for key, shape in shapes.items()}
         rules = remapkit.loads(case.text)
         built, made = kit.build(rules, weights, lora, Options())
         assert kit.find_error(rules, weights, lora, built, made) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "weight"),
+    [
+        ((4, 2, 1, 1), (2, 6, 1, 1), (4, 6)),
+        ((4, 2), (2, 6, 1, 1), (4, 6)),
+        ((4, 2, 1, 1), (2, 6), (4, 6, 1, 1)),
+        ((4, 2), (2, 6), (4, 6, 1, 1)),
+        ((4, 2), (2, 6, 3), (4, 6, 3)),
+    ],
+)
+def test_matrices_of_linear_layers_and_convolutions_take_the_form_of_their_weight(
+    up: Shape, down: Shape, weight: Shape
+) -> None:
+    rules = remapkit.loads(Case("path: m.weight, ops: [{flip: {dim: 0}}], to: t.weight", {}).text)
+    lora = kit.LoRA({"lora_unet_m.lora_up.weight": torch.rand(up), "lora_unet_m.lora_down.weight": torch.rand(down)})
+    weights = {"m.weight": torch.rand(weight)}
+    built, made = kit.build(rules, weights, lora, Options())
+    assert kit.find_error(rules, weights, lora, built, made) <= 1e-6
+    assert made["lora_unet_t.lora_down.weight"].shape == (2, *weight[1:])
+
+
+JOINED = """remapkit: 1
+name: joined
+rules:
+  - {{id: up, concat: {{dim: 1, from: [a.lora_up.weight, b.lora_up.weight]}}, to: t.lora_up.weight}}
+  - {{id: down, concat: {{dim: 0, from: [a.lora_down.weight, b.lora_down.weight]}}, to: t.lora_down.weight}}
+  - {{id: rows, concat: {{dim: 0, from: [a.dora_scale, b.dora_scale]}}, to: t.dora_scale}}
+  - {{id: alpha, merge: [{{path: a.alpha, ops: [{{scale: {0}}}]}}, {{path: b.alpha, ops: [{{scale: {1}}}]}}],
+     to: t.alpha}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("2.5", "1.6666666666666667"), ("2", "1.6666666666666667"), ("2.5", "2.5")]
+)
+def test_alphas_of_joined_adapters_are_for_the_joined_ranks(one: str, other: str) -> None:
+    header: dict[str, Shape] = {"a.alpha": (), "b.alpha": ()}
+    header |= {"a.lora_up.weight": (4, 2), "a.lora_down.weight": (2, 6), "a.dora_scale": (4, 1)}
+    header |= {"b.lora_up.weight": (4, 3), "b.lora_down.weight": (3, 6), "b.dora_scale": (4, 1)}
+    plan = remapkit.loads(JOINED.format(one, other)).plan(
+        {key: remapkit.TensorSpec("F32", header[key]) for key in header}
+    )
+    is_right = (one, other) == ("2.5", "1.6666666666666667")
+    assert {problem.code for problem in plan.problems} == (set() if is_right else {"RK362"})
 
 
 def test_copies_that_are_merged_have_one_adapter() -> None:
@@ -332,7 +405,7 @@ def test_alpha_is_multiplied_in_with_one_rounding(seed: int, alpha: float, rank:
     up = torch.randn(40, rank, generator=generator).bfloat16()
     lora = kit.LoRA({"lora_unet_m.lora_up.weight": up, "lora_unet_m.alpha": torch.tensor(alpha)})
     lora.tensors["lora_unet_m.lora_down.weight"] = torch.randn(rank, 6, generator=generator).bfloat16()
-    rules = remapkit.loads(kit.Case("path: m.weight, ops: [{flip: {dim: 0}}], to: t.weight", {}).text)
+    rules = remapkit.loads(Case("path: m.weight, ops: [{flip: {dim: 0}}], to: t.weight", {}).text)
     _, made = kit.build(rules, {"m.weight": torch.rand(40, 6)}, lora, Options("diffusers"))
     got = made["transformer.t.lora_B.weight"].flip(0)
     assert got.dtype == torch.bfloat16
@@ -340,3 +413,18 @@ def test_alpha_is_multiplied_in_with_one_rounding(seed: int, alpha: float, rank:
         exact = Fraction(one) * Fraction(alpha) / rank
         assert Fraction(other) == round_to_bfloat16(exact)
     assert torch.equal(made["transformer.t.lora_A.weight"], lora.tensors["lora_unet_m.lora_down.weight"])
+
+
+def test_an_alpha_of_a_config_is_multiplied_in_or_becomes_a_tensor() -> None:
+    case, lora = make("path: m.weight, to: t.weight", M, LORA, "peft")
+    lora.config = {"peft_type": "LORA", "r": 1, "lora_alpha": 3}
+    lora.ranks = {"m.weight": 2}
+    for leaf, shape in (("lora_B.weight", (4, 2)), ("lora_A.weight", (2, 6))):
+        lora.tensors[f"base_model.model.m.{leaf}"] = torch.rand(shape)
+    lora.config["rank_pattern"] = {"m": 2}
+    rules, weights = remapkit.loads(case.text), {"m.weight": torch.rand(4, 6)}
+    for format in ("diffusers", "kohya", "comfy", "peft"):
+        built, made = kit.build(rules, weights, lora, Options(format, config=lora.read_config()))
+        assert kit.find_error(rules, weights, lora, built, made) <= 1e-6
+        if format in ("kohya", "comfy"):
+            assert made[f"{kit.name_after(built, 't.weight')}.alpha"].item() == 3

@@ -40,6 +40,7 @@ from pathlib import Path
 
 from tests.mutation.fault import ROOT, Fault
 from tests.mutation.faults_adapter_names import FAULTS as ADAPTER_NAMES
+from tests.mutation.faults_adapters import FAULTS as ADAPTERS
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_companions import FAULTS as COMPANIONS
@@ -89,6 +90,7 @@ FAULTS: tuple[Fault, ...] = (
     *OUTPUTS,
     *SOURCES,
     *THROUGH,
+    *ADAPTERS,
 )
 
 LIMIT = 600
