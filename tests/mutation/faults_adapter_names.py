@@ -56,8 +56,8 @@ FAULTS: tuple[Fault, ...] = (
         "adapters/formats.py",
         "    prefixes.sort(key=lambda each: -len(each.text))\n",
         "    prefixes.sort(key=lambda each: len(each.text))\n",
-        "of several prefixes the longest is meant",
-        WILD,
+        "tensors of other models are told by their longest prefix",
+        NAMES,
     ),
     Fault(
         "one prefix of two is taken",
