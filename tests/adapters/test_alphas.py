@@ -169,6 +169,7 @@ def test_what_metadata_and_configs_need_is_told() -> None:
     assert built.renamed["a.q"] == ("a.to_q", "a.to_k", "a.to_v") and built.renamed["a.o"] == ("a.out",)
     assert built.ranks == {"a.to_q": 4, "a.to_k": 4, "a.to_v": 4, "a.out": 2}
     assert built.alphas == {"a.to_q": 8.0, "a.to_k": 8.0, "a.to_v": 8.0, "a.out": 4.0}
+    assert built.factors == {module: (rank, 2.0) for module, rank in built.ranks.items()}
     assert run(built, file)["diffusion_model.a.to_q.alpha"].item() == 8
     assert run(built, file)["diffusion_model.a.out.alpha"].item() == 4
 

@@ -208,7 +208,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "modules that are saved whole keep their names",
         "adapters/alphas.py",
-        '        "modules_to_save": list(made.whole) or None,\n',
+        '        "modules_to_save": list(details.whole) or None,\n',
         "",
         "`modules_to_save` has the new names",
         PEFT,
