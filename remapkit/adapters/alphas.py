@@ -98,26 +98,28 @@ class PeftConfig:
         """Return what up @ down is multiplied by."""
         return self.find_alpha(module) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
-    def rewrite(self, made: Made) -> dict[str, Any]:
-        """Return the config of an adapter with these modules; fields that no module's name is in stay.
+    def rewrite(self, factors: Mapping[str, tuple[int, float]], details: Details | None = None) -> dict[str, Any]:
+        """Return the config of an adapter with these modules, each with its LoRA rank and its factor.
+
+        Fields that no module's name is in stay.
 
         >>> config = PeftConfig({"r": 4, "use_rslora": True, "bias": "none"}, 8.0, {}, True)
-        >>> new = config.rewrite(Made({"a": (4, 2.0), "b": (12, 2.0)}))
+        >>> new = config.rewrite({"a": (4, 2.0), "b": (12, 2.0)})
         >>> new["r"], new["lora_alpha"], new["rank_pattern"], new["alpha_pattern"], new["use_rslora"], new["bias"]
         (4, 8, {'b': 12}, {'b': 24}, False, 'none')
         """
-        return {**self.data, **make_config(made)}
+        return {**self.data, **make_config(factors, details)}
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What a config is made of: the LoRA rank and the factor of each module, and which modules are stored whole.
+class Details:
+    """What a config says besides LoRA ranks and factors.
 
-    `modules` are all of the model. `has_magnitudes` and `has_biases` say whether modules have magnitudes (DoRA),
-    whether the layers of up matrices have biases, and whether weights are stored as [IN, OUT].
+    `modules` are all of the model, and `whole` those that are stored whole. `has_magnitudes`, `has_biases` and
+    `has_transposed` say whether modules have magnitudes (DoRA), whether the layers of up matrices have biases, and
+    whether weights are stored as [IN, OUT].
     """
 
-    factors: Mapping[str, tuple[int, float]]
     modules: Collection[str] = ()
     whole: Sequence[str] = ()
     has_magnitudes: bool = False
@@ -130,23 +132,23 @@ def matches_module(pattern: str, module: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
-def make_config(made: Made) -> dict[str, Any]:
-    """Return the fields of a PEFT config that the modules of an adapter determine."""
-    ranks = {module: rank for module, (rank, _) in made.factors.items()}
-    alphas = {module: _shorten(rank * factor) for module, (rank, factor) in made.factors.items()}
+def make_config(factors: Mapping[str, tuple[int, float]], details: Details | None = None) -> dict[str, Any]:
+    """Return the fields of a PEFT config that modules, each with its LoRA rank and its factor, determine."""
+    details = details or Details()
+    ranks = {module: rank for module, (rank, _) in factors.items()}
+    alphas = {module: _shorten(rank * factor) for module, (rank, factor) in factors.items()}
     rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     return {
-        "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": _list_patterns(ranks, rank),
         "alpha_pattern": _list_patterns(alphas, alpha),
         "use_rslora": False,
-        "use_dora": made.has_magnitudes,
-        "lora_bias": made.has_biases,
-        "fan_in_fan_out": made.has_transposed,
-        "target_modules": _list_targets(made.factors, made.modules),
-        "modules_to_save": list(made.whole) or None,
+        "use_dora": details.has_magnitudes,
+        "lora_bias": details.has_biases,
+        "fan_in_fan_out": details.has_transposed,
+        "target_modules": _list_targets(factors, details.modules),
+        "modules_to_save": list(details.whole) or None,
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,

@@ -62,8 +62,14 @@ class AdapterRules:
     """The fields of a PEFT config of the result, whatever its format; None if alphas are not known.
 
     diffusers' files may have them in `__metadata__`, as JSON in `lora_adapter_metadata`, each name behind that of the
-    model, which is the prefix of the result: `transformer.lora_alpha`. The order of the patterns counts.
+    model, which is the prefix of the result: `transformer.lora_alpha`.
     """
+
+    @property
+    def factors(self) -> dict[str, tuple[int, float]]:
+        """Return the LoRA rank of each new module, and what its up @ down is multiplied by, where that is known."""
+        known = {module: alpha for module, alpha in self.alphas.items() if alpha is not None}
+        return {module: (self.ranks[module], alpha / self.ranks[module]) for module, alpha in known.items()}
 
 
 def build_adapter(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from remapkit.adapters.alphas import Made, PeftConfig, make_config
+from remapkit.adapters.alphas import Details, PeftConfig, make_config
 from remapkit.adapters.derive import BIAS, Derived, Written, imply_shape
 from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.names import Adapter, Module, get_module
@@ -282,8 +282,10 @@ class Carrier:
         roles = {each.role for each in found.written}
         whole = sorted({key.rpartition(".")[0] for key in found.whole if not key.endswith(BIAS)} - {""})
         biased = bool(roles & {"up_bias", "diff_bias"})
-        made = Made(known, modules, whole, "magnitude" in roles, biased, bool(found.transposed))
-        return self.config.rewrite(made) if self.config is not None else make_config(made)
+        details = Details(modules, whole, "magnitude" in roles, biased, bool(found.transposed))
+        if self.config is not None:
+            return self.config.rewrite(known, details)
+        return {"peft_type": "LORA", **make_config(known, details)}
 
 
 def _find_rank(module: Module, header: Mapping[str, TensorSpec], base: Mapping[str, TensorSpec]) -> int | None:

@@ -169,6 +169,7 @@ def test_what_metadata_and_configs_need_is_told() -> None:
     assert built.renamed["a.q"] == ("a.to_q", "a.to_k", "a.to_v") and built.renamed["a.o"] == ("a.out",)
     assert built.ranks == {"a.to_q": 4, "a.to_k": 4, "a.to_v": 4, "a.out": 2}
     assert built.alphas == {"a.to_q": 8.0, "a.to_k": 8.0, "a.to_v": 8.0, "a.out": 4.0}
+    assert built.factors == {module: (rank, 2.0) for module, rank in built.ranks.items()}
     assert run(built, file)["diffusion_model.a.to_q.alpha"].item() == 8
     assert run(built, file)["diffusion_model.a.out.alpha"].item() == 4
 
@@ -234,6 +235,20 @@ def test_biases_of_up_are_scaled_with_it_and_differences_are_not() -> None:
             after = {module: new.find_factor(module, rank) for module, rank in built.ranks.items()}
             assert built.config["lora_bias"] is True
         assert_same_effect(model, file, run(built, file), NAMES["peft"], NAMES[target], (factors, after))
+
+
+@pytest.mark.parametrize("target", ["comfy", "diffusers"])
+def test_differences_of_biases_are_added_as_they_are(target: str) -> None:
+    """Where a number of one's own, alpha 8 for LoRA rank 2, is multiplied in."""
+    model = make_model()
+    file = make_file(model.base, MODULES, NAMES["comfy"], KOHYA)
+    file |= {f"diffusion_model.{module}.diff_b": torch.arange(4.0) for module in MODULES}
+    weights = {fqn: each for fqn, each in file.items() if "diff_b" not in fqn}
+    made = run(model.derive(file, Options(target, fold=True, alpha=8)), file)
+    own = {fqn: each for fqn, each in made.items() if not fqn.endswith(("diff_b", "bias"))}
+    assert_same_effect(model, weights, own, NAMES["comfy"], NAMES[target], (dict.fromkeys(MODULES, 4.0), None))
+    leaf = "diff_b" if target == "comfy" else "lora_B.bias"
+    assert made[f"{NAMES[target]('a.out')}.{leaf}"].tolist() == [0, 1, 2, 3]
 
 
 def test_an_alpha_tensor_is_not_multiplied_in_without_the_bias() -> None:

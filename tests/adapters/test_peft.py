@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
-from remapkit.adapters.alphas import Made, PeftConfig, make_config, write_config
+from remapkit.adapters.alphas import Details, PeftConfig, make_config, write_config
 from remapkit.adapters.build import Options
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -49,8 +49,7 @@ def is_target(targets: list[str] | str, module: str) -> bool:
 )
 def test_a_written_config_gives_each_module_its_own(factors: dict[str, tuple[int, float]], others: set[str]) -> None:
     """LoRA rank and alpha of each module, and no module that is not one: also where a name is the end of another."""
-    made = Made(factors, [*factors, *others])
-    config = json.loads(write_config(make_config(made)))
+    config = json.loads(write_config(make_config(factors, Details([*factors, *others]))))
     for module, (rank, factor) in factors.items():
         assert look_up(config["rank_pattern"], module, config["r"]) == rank
         alpha = look_up(config["alpha_pattern"], module, config["lora_alpha"])

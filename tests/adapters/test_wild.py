@@ -348,6 +348,30 @@ def test_other_prefixes_are_read(unet: Model) -> None:
         assert_same_effect(unet, file, unet.convert(file), dotted(prefix), dotted(prefix))
 
 
+def test_convolutions_with_a_middle_matrix_are_renamed_with_all_they_have(sgm: Model) -> None:
+    """LoCon with Tucker decomposition: up and down are 1 x 1, `lora_mid` has the kernel, alpha stays beside it."""
+    name = "lora_unet_input_blocks_4_0_in_layers_2"
+    shapes = {"lora_up": (8, 2, 1, 1), "lora_down": (2, 4, 1, 1), "lora_mid": (2, 2, 3, 3)}
+    file = {f"{name}.{leaf}.weight": torch.ones(shape) for leaf, shape in shapes.items()}
+    file[f"{name}.alpha"] = torch.tensor(1.0)
+    made = sgm.convert(file)
+    assert set(made) == {fqn.replace("input_blocks_4_0_in_layers_2", "down_blocks_1_resnets_0_conv1") for fqn in file}
+    with pytest.raises(remapkit.FailedCheck, match="a LoRA with a `mid` matrix, and diffusers files have no"):
+        sgm.convert(file, "diffusers")
+
+
+def test_whole_tensors_of_comfy_are_those_of_diffusers(bfl: Model, flux: Model) -> None:
+    """`set_weight` in ComfyUI's files is the tensor itself in others: the norms of a control LoRA."""
+    file = make_file(bfl.base, ["double_blocks.0.img_attn.qkv"], dotted("diffusion_model."), KOHYA)
+    file["diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale.set_weight"] = torch.full((4,), 3.0)
+    made = bfl.convert(file, "diffusers")
+    assert made["transformer.transformer_blocks.0.attn.norm_k.weight"].tolist() == [3.0] * 4
+    back = flux.convert(made, "comfy")
+    assert back["diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale.set_weight"].tolist() == [3.0] * 4
+    with pytest.raises(remapkit.FailedCheck, match="kohya files have no whole tensors besides weights"):
+        flux.convert(made, "kohya")
+
+
 def test_lycoris_files_are_renamed_with_their_alphas(unet: Model) -> None:
     name = "lycoris_down_blocks_1_attentions_0_proj_in"
     leaves = ("lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha")

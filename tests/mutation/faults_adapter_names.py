@@ -56,8 +56,8 @@ FAULTS: tuple[Fault, ...] = (
         "companions/formats.py",
         "    prefixes.sort(key=lambda each: -len(each.text))\n",
         "    prefixes.sort(key=lambda each: len(each.text))\n",
-        "of several prefixes the longest is meant",
-        WILD,
+        "tensors of other models are told by their longest prefix",
+        NAMES,
     ),
     Fault(
         "one prefix of two is taken",
@@ -208,7 +208,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "modules that are saved whole keep their names",
         "adapters/alphas.py",
-        '        "modules_to_save": list(made.whole) or None,\n',
+        '        "modules_to_save": list(details.whole) or None,\n',
         "",
         "`modules_to_save` has the new names",
         PEFT,
