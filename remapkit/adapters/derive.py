@@ -25,6 +25,10 @@ from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
 from remapkit.tensors.spec import TensorSpec
 
 BIAS = ".bias"
+UNKNOWN_ORDER = (
+    "the weight is transposed, and PEFT's matrices depend on which of both layers stores [IN, OUT] (Conv1D), which "
+    "only PEFT's files show; the other formats do not depend on it"
+)
 _KINDS: Mapping[Role, Kind] = {"magnitude": "rows", "diff": "delta", "diff_bias": "delta", "up_bias": "delta"}
 _LOOSE: tuple[Role, ...] = ("up", "down", "mid", "alpha", "magnitude")
 """The roles of a module that can only be renamed, which are renamed with it."""
@@ -162,6 +166,8 @@ class Deriver:
         specs = {**specs, **{fqn: flip_spec(specs[fqn]) for fqn in away}}
         made = None if module in self.found.transposed else push(move, specs, stored, is_tall=is_tall)
         if self.style.format == "peft" and len(move.spec.shape) == 2 and (made is None or is_flipped(made)):
+            if self.adapter.style.format != "peft":
+                raise CannotFollow(UNKNOWN_ORDER)
             made = push(flip_target(move), specs, stored, is_tall=is_tall)
             if made is not None:
                 self.found.transposed.add(module)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
+from remapkit.adapters.explain import AdapterKey, explain_adapter_key, may_be_of_adapter
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules_of_one_file
 from remapkit.companions.names import list_owners
 from remapkit.formats.options import ReadOptions
 from remapkit.patterns.stopping import Stop
+from remapkit.plans.make import make_plan
 from remapkit.rules.model import Match, Rule
+from remapkit.sources.declared import read_declared_source
 from remapkit.sources.open import complete_strip
 from remapkit.tensors.roots import list_roots
 
@@ -35,14 +38,20 @@ class Explanation:
     name: str = ""
     owner: str = ""
     owners: tuple[Match, ...] = ()
+    adapter: AdapterKey | None = None
+    """What a tensor of an adapter (LoRA) of the model is, and what becomes of it, if no rule matches its name."""
 
     def __str__(self) -> str:
+        if self.adapter is not None:
+            return "\n".join([self.key, *(f"  {line}" for line in self.adapter.describe())])
         found = [f"{self.key} -> {match.target} ({match.rule.id})" for match in self.matches]
         return "\n".join(found) or f"{self.key}: no rule matches (unmatched: {self.unmatched})"
 
     @property
     def ok(self) -> bool:
-        """Whether exactly one rule matches, or none does and that is not an error."""
+        """Whether exactly one rule matches, or none does and that is not an error; of an adapter: it can follow."""
+        if self.adapter is not None:
+            return self.adapter.ok
         return len(self.matches) == 1 or (not self.matches and self.unmatched != "error")
 
 
@@ -57,7 +66,8 @@ def explain(
     """Explain for each source key which rule matches it, and where every other rule stops matching.
 
     A key is read as `apply` would read it: below a root that the rules declare, else below the only one under which a
-    rule matches, and without the segments that are taken out.
+    rule matches, and without the segments that are taken out. A tensor of an adapter (LoRA) of the model whose
+    manifest the rules declare is explained by the rules that take the weight of its module.
 
     Args:
         rules: A `RuleSet`, the name of an installed pack, or the path of a rule file.
@@ -75,7 +85,16 @@ def explain(
     (True, 'encoder.downsamples.0.downsampler.resample.1.bias')
     """
     rule_set = resolve_rules_of_one_file(rules, params, config)
-    return tuple(_explain_key(rule_set, fqn) for fqn in ([keys] if isinstance(keys, str) else keys))
+    found = [_explain_key(rule_set, fqn) for fqn in ([keys] if isinstance(keys, str) else keys)]
+    of_adapters = [each for each in found if not each.matches and may_be_of_adapter(each.key)]
+    base = read_declared_source(rule_set.file) if of_adapters else None
+    if base is None:
+        return tuple(found)
+    plan = make_plan(rule_set, base)
+    return tuple(
+        replace(each, adapter=explain_adapter_key(rule_set, plan, each.key)) if each in of_adapters else each
+        for each in found
+    )
 
 
 def _explain_key(rules: RuleSet, fqn: str) -> Explanation:
@@ -117,3 +136,8 @@ def _is_read(rules: RuleSet, name: str) -> bool:
     """Return whether a rule matches a key, or the weight that it may belong to."""
     found = rules.match(name) or [match for each in list_owners(name) for match in rules.match(each)]
     return any(match.rule.kind == "rule" for match in found)
+
+
+def dump_adapter_key(found: AdapterKey) -> dict[str, object]:
+    """Return what a tensor of an adapter is as JSON data."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(found).items()}

@@ -1,9 +1,10 @@
-"""Faults in key families, and in what else `inspect` shows."""
+"""Faults in key families, and in what `inspect` and `explain` say of adapters."""
 
 from __future__ import annotations
 
 from tests.mutation.fault import Fault
 
+EXPLAIN = ("tests/adapters/test_explain.py",)
 SUMMARY = ("tests/adapters/test_summary.py",)
 FAMILIES = ("tests/families/test_families.py",)
 
@@ -95,5 +96,37 @@ FAULTS: tuple[Fault, ...] = (
         "config.alpha",
         "alphas of a config are those of its patterns",
         SUMMARY,
+    ),
+    Fault(
+        "the adapters of joined weights are forgotten",
+        "adapters/explain.py",
+        "joined = dict.fromkeys([module.weight, *(source for move in moves for source in move.sources)])",
+        "joined = dict.fromkeys([module.weight])",
+        "what is said of a tensor is what is done with a file",
+        EXPLAIN,
+    ),
+    Fault(
+        "a model's own key is taken for an adapter's",
+        "adapters/explain.py",
+        "if prefix is None and find_adapter_module(fqn) is None:",
+        "if False:",
+        "other keys are explained as before",
+        EXPLAIN,
+    ),
+    Fault(
+        "a tensor of no module follows",
+        "adapters/explain.py",
+        "return bool(self.weight) and not self.reason",
+        "return not self.reason",
+        "a tensor of no module fails",
+        EXPLAIN,
+    ),
+    Fault(
+        "a refusal is not a failure",
+        "adapters/explain.py",
+        "return bool(self.weight) and not self.reason",
+        "return bool(self.weight)",
+        "what cannot follow fails",
+        EXPLAIN,
     ),
 )

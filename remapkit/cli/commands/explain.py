@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from remapkit.api.explain import Explanation, explain
+from remapkit.api.explain import Explanation, dump_adapter_key, explain
 from remapkit.cli.arguments import get_param_options
 from remapkit.cli.render import CommandOutcome, TextTable
 from remapkit.diagnostics.wording import count_noun, join_words
@@ -35,6 +35,7 @@ def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
     return {
         "key": explanation.key,
         **({"read_as": explanation.name, "root": explanation.root} if explanation.name != explanation.key else {}),
+        **({"adapter": dump_adapter_key(explanation.adapter)} if explanation.adapter is not None else {}),
         **({"params": dict(explanation.params)} if explanation.params else {}),
         **({"follows": {"weight": explanation.owner, "rules": owners}} if owners else {}),
         "matches": [
@@ -55,6 +56,9 @@ def _dump_explanation(explanation: Explanation) -> dict[str, Any]:
 def _describe_explanation(explanation: Explanation) -> Iterator[str | TextTable]:
     fqn, matches = explanation.key, explanation.matches
     yield fqn
+    if explanation.adapter is not None:
+        yield from (f"  {line}" for line in explanation.adapter.describe())
+        return
     if explanation.name != fqn:
         where = f" below the root {explanation.root!r}" if explanation.root else " without the names of wrappers"
         yield f"  read as {explanation.name}{where}"
