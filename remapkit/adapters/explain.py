@@ -161,7 +161,7 @@ def _explain_stranger(fqn: str, module: str, base: StateDictSpec) -> AdapterKey 
 
 def _name_kind(fqn: str) -> str:
     formats = read_formats()
-    return next((name for leaf, name in formats.opaque.items() if fqn.endswith(f".{leaf}")), "an adapter")
+    return next((kind.name for leaf, kind in formats.opaque.items() if fqn.endswith(f".{leaf}")), "an adapter")
 
 
 # ------------------------------------------------------------------------------------------------ what becomes of it

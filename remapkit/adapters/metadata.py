@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remapkit.adapters.alphas import Made, PeftConfig, make_config
+from remapkit.adapters.alphas import PeftConfig, make_config
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
 from remapkit.files.json_edit import parse_nodes, write_members
@@ -50,7 +50,7 @@ def rewrite_lora_entry(
     }
     new: dict[str, Any] = {}
     if factors and (_has_stale(fields, modules, factors) or not _says(fields, factors)):
-        made = make_config(Made(factors))
+        made = make_config(factors)
         new = {name: made[name] for name in NUMBERS if name in made and (name in fields or made[name])}
     for name in NAMES:
         if isinstance(fields.get(name), list):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from remapkit.tensors.spec import TensorSpec
 
@@ -129,24 +129,48 @@ def list_owners(companion: str) -> Iterator[str]:
     >>> list(list_owners("m.weight_scale"))[:2], "m.weight" in list_owners("m.input_scale")
     (['m.weight', 'm.weight_packed'], True)
     """
+    return (weight for _, weight in _list_owners(companion))
+
+
+def _list_owners(companion: str) -> Iterator[tuple[Kind, str]]:
+    """Yield every kind that a name can be of, and the name of the weight: the inverse of `_list_kinds`."""
     if QUANT_STATE in companion:
-        yield companion.partition(QUANT_STATE)[0]
+        weight, state, rest = companion.partition(QUANT_STATE)
+        yield (_STATE, f"{state}{rest}"), weight
     head, dot, leaf = companion.rpartition(".")
-    stems = [companion.removesuffix(each) for each in COMPANION_SUFFIXES if companion.endswith(each)]
-    stems += [f"{head}{dot}{leaf.removeprefix(each)}" for each in COMPANION_PREFIXES if leaf.startswith(each)]
-    yield from (f"{stem}{packed}" for stem in stems for packed in ("", *_PACKED))
-    if leaf in COMPANION_LEAVES or leaf in MODULE_LEAVES:
-        yield from (f"{head}{dot}{each}" for each in WEIGHT_LEAVES)
-    yield from (companion.removesuffix(f"_{each}") for each in MODULE_LEAVES if companion.endswith(f"_{each}"))
+    stems = [(each, companion.removesuffix(each)) for each in COMPANION_SUFFIXES if companion.endswith(each)]
+    stems += [(each, f"{head}{dot}{leaf.removeprefix(each)}") for each in COMPANION_PREFIXES if leaf.startswith(each)]
+    for each, stem in stems:
+        yield ("stem", each), stem
+        yield from ((("packed", each), f"{stem}{packed}") for packed in _PACKED)
+    for place, leaves in ((_LEAF, COMPANION_LEAVES), (_MODULE, MODULE_LEAVES)):
+        if leaf in leaves:
+            yield from (((place, leaf), f"{head}{dot}{each}") for each in WEIGHT_LEAVES)
+    for each in MODULE_LEAVES:
+        weight = companion.removesuffix(f"_{each}")
+        if weight != companion and weight.rpartition(".")[2] not in WEIGHT_LEAVES:
+            yield (_MODULE, each), weight
 
 
-def find_companions(weight: str, fqns: Container[str]) -> tuple[str, ...]:
-    """Find the companions of a weight in `fqns`, except bitsandbytes states, regardless of the weight's dtype.
+_ORDER = ("stem", "packed", _LEAF, _STATE, _MODULE)
 
-    >>> find_companions("m.weight", {"m.weight", "m.weight_scale_inv", "m.input_scale", "m.bias"})
-    ('m.weight_scale_inv',)
+
+def pair_companions(fqns: Collection[str], *, with_modules: bool = False) -> dict[str, tuple[str, ...]]:
+    """Return the companions of each name that has any, in the order of their kinds; those of modules if asked for.
+
+    >>> pair_companions({"m.weight", "m.weight_scale_2", "m.weight_scale", "m.input_scale"})
+    {'m.weight': ('m.weight_scale', 'm.weight_scale_2')}
     """
-    return tuple(name for name in dict.fromkeys(list_spellings(weight)) if name in fqns)
+    found: defaultdict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    endings = (*COMPANION_SUFFIXES, *COMPANION_PREFIXES)
+    for fqn in fqns:
+        if not (can_have_companions((fqn,)) or fqn.endswith(MODULE_LEAVES)):
+            continue
+        for (place, text), weight in _list_owners(fqn):
+            if weight in fqns and (with_modules or place != _MODULE):
+                rank = endings.index(text) if place in _ORDER[:2] else 0
+                found[weight].append((_ORDER.index(place), rank, fqn))
+    return {weight: tuple(dict.fromkeys(fqn for _, _, fqn in sorted(each))) for weight, each in found.items()}
 
 
 def is_companion_of(name: str, weight: str) -> bool:
@@ -169,17 +193,7 @@ def find_scaled_weights(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str
     >>> find_scaled_weights({"m.weight": f8, "m.scale_weight": one, "n.weight": f8, "n.scale_input": one})
     {'m.weight': ('m.scale_weight',)}
     """
-    if not can_have_companions(header):
-        return {}
-    weights = {fqn for fqn, spec in header.items() if can_be_scaled(fqn, spec)}
-    states: defaultdict[str, list[str]] = defaultdict(list)
-    for fqn in header:
-        if QUANT_STATE in fqn:
-            states[fqn.partition(QUANT_STATE)[0]].append(fqn)
-    found = {fqn: (*find_companions(fqn, header), *states.get(fqn, ())) for fqn in header if fqn in weights}
-    taken = {name for names in found.values() for name in names}
-    # A scale may itself have 8 bits, but it is not a weight and has no companions.
-    return {fqn: names for fqn, names in found.items() if names and fqn not in taken}
+    return _find_paired(header, with_modules=False)
 
 
 def find_followers(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str, ...]]:
@@ -189,14 +203,17 @@ def find_followers(header: Mapping[str, TensorSpec]) -> dict[str, tuple[str, ...
     >>> find_followers({"m.weight": f8, "m.scale_weight": one, "n.weight": f8, "n.scale_input": one})
     {'m.weight': ('m.scale_weight',), 'n.weight': ('n.scale_input',)}
     """
-    found = find_scaled_weights(header)
+    return _find_paired(header, with_modules=True)
+
+
+def _find_paired(header: Mapping[str, TensorSpec], *, with_modules: bool) -> dict[str, tuple[str, ...]]:
+    if not can_have_companions(header):
+        return {}
+    pairs = pair_companions(dict.fromkeys(header), with_modules=with_modules)
+    found = {fqn: pairs[fqn] for fqn, spec in header.items() if fqn in pairs and can_be_scaled(fqn, spec)}
     taken = {name for names in found.values() for name in names}
-    for fqn, spec in header.items():
-        if fqn not in taken and can_be_scaled(fqn, spec):
-            kinds = _list_kinds(fqn)
-            if own := tuple(name for (place, _), name in kinds if place == _MODULE and name in header):
-                found[fqn] = (*found.get(fqn, ()), *own)
-    return found
+    # A scale may itself have 8 bits, but it is not a weight and has no companions.
+    return {fqn: names for fqn, names in found.items() if fqn not in taken}
 
 
 def is_marker(fqn: str) -> bool:

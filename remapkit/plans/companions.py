@@ -19,9 +19,9 @@ from remapkit.companions.names import (
     can_have_companions,
     find_adapter_module,
     find_adapters,
-    find_companions,
     find_scaled_weights,
     is_companion_of,
+    pair_companions,
     read_kind,
 )
 from remapkit.diagnostics.diagnostic import Diagnostic, Label, Severity
@@ -98,10 +98,8 @@ class _Judge:
             for fqn in dict.fromkeys(move.sources):
                 self.of[fqn].append(move)
         self.targets = {move.target: move for move in moves}
-        self.owners: dict[str, str] = {}
-        if self.scaled:
-            for move in moves:
-                self.owners.update(dict.fromkeys(find_companions(move.target, self.targets), move.target))
+        self.paired = pair_companions(self.targets)
+        self.owned = {name for names in self.paired.values() for name in names}
         self.adapters = find_adapters(source)
         self.modules: defaultdict[str, list[str]] | None = None
         self.faults: defaultdict[tuple[str, str, str], dict[str, _Fault]] = defaultdict(dict)
@@ -226,7 +224,7 @@ class _Judge:
         if is_companion_of(companion, weight):
             return True
         same = companion.rpartition(".")[0] == weight.rpartition(".")[0]
-        return same and companion not in self.owners
+        return same and companion not in self.owned
 
     def _judge_dropped(self, companion: str, shown: str, move: Move) -> None:
         rule = self.dropped.get(companion, move.rule)
@@ -244,7 +242,7 @@ class _Judge:
         own = self.scaled.get(move.sources[0], ())
         if move.sources[0] in self.companions:
             return
-        for name in find_companions(move.target, self.targets):
+        for name in self.paired.get(move.target, ()):
             image = self.targets[name]
             if (set(image.sources) <= set(own) and image.sources) or _is_one(image.ops):
                 continue

@@ -40,8 +40,12 @@ INPUT = "it is for the input of the layer: write a rule for it, or drop it if no
 
 @dataclass(slots=True)
 class Followed:
-    """The moves of companions that follow their weights, those that are dropped with them, and what is refused."""
+    """The moves of companions that follow their weights, those that are dropped with them, and what is refused.
 
+    `follower` says what becomes of companions, also of those that rules take.
+    """
+
+    follower: Follower
     moves: list[Move] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     problems: list[Diagnostic] = field(default_factory=list)
@@ -54,28 +58,31 @@ class Followed:
 
 def follow_companions(
     rules: CompiledRules,
-    follower: Follower,
+    route: CompiledRules,
     source: StateDictSpec,
     matched: Mapping[str, Sequence[object]],
     moves: Sequence[Move],
     dropped: Sequence[Dropped],
 ) -> Followed:
-    """Return what becomes of the companions that no rule takes; `matched` has the matches of every key."""
-    if rules.unmatched == "drop" or not can_have_companions(source):
-        return Followed()
-    return _Derivation(source, follower, matched, moves, dropped).derive()
+    """Return what becomes of the companions that no rule takes; `matched` has the matches of every key.
+
+    Any rules of the `route` may know the size of blocks.
+    """
+    block, problems = find_block(route, source) if can_have_companions(source) else (None, [])
+    made = Followed(Follower(source, block), problems=problems)
+    return made if rules.unmatched == "drop" else _Derivation(source, made, matched, moves, dropped).derive()
 
 
 class _Derivation:
     def __init__(
         self,
         source: StateDictSpec,
-        follower: Follower,
+        made: Followed,
         matched: Mapping[str, Sequence[object]],
         moves: Sequence[Move],
         dropped: Sequence[Dropped],
     ) -> None:
-        self.source, self.follower, self.moves, self.dropped = source, follower, moves, dropped
+        self.source, self.made, self.moves, self.dropped = source, made, moves, dropped
         owners: defaultdict[str, list[str]] = defaultdict(list)
         for weight, companions in find_followers(source).items():
             for each in companions:
@@ -87,7 +94,6 @@ class _Derivation:
             if len(weights) == 1 and not matched[companion] and matched[weights[0]] and kind is not None:
                 self.loose[weights[0]][kind] = companion
         self.matched = matched
-        self.made = Followed()
         self.faults: defaultdict[tuple[RuleRef, str, tuple[str, ...]], list[str]] = defaultdict(list)
 
     def derive(self) -> Followed:
@@ -125,7 +131,7 @@ class _Derivation:
                 if target is None:
                     title = f"{show_key(move.target)} cannot have a companion spelt like {companions[0]}"
                     raise NoCounterpart(title, "write a rule that names it")
-                ops, spec = self.follower.follow(move, companions, kind)
+                ops, spec = self.made.follower.follow(move, companions, kind)
             except NoCounterpart as reason:
                 shown = f"{', '.join(move.sources[:2])} ({self.source[move.sources[0]]}), with {companions[0]} "
                 shown += f"({self.source[companions[0]]}) -> {move.target}"

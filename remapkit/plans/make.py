@@ -10,14 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from remapkit.companions.names import can_have_companions
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.plans.companions import judge_companions
 from remapkit.plans.compose import compose_plans
-from remapkit.plans.follow import Follower
-from remapkit.plans.followed import Followed, find_block, follow_companions
+from remapkit.plans.followed import Followed, follow_companions
 from remapkit.plans.groups import Gathered, SourceGroups
 from remapkit.plans.model import ResolvedPlan
 from remapkit.plans.moves import UNMATCHED, Dropped, Move, RuleRef
@@ -33,7 +31,6 @@ from remapkit.plans.problems import (
 )
 from remapkit.plans.recorded import replace_recorded_sources, report_recorded, sort_recorded
 from remapkit.plans.rounding import report_roundings
-from remapkit.plans.spread import Block
 from remapkit.plans.stale_metadata import report_metadata
 from remapkit.rules.counted import count_params, report_counts
 from remapkit.rules.model import CompiledRules, Match, Rule
@@ -49,19 +46,17 @@ def make_plan(rules: CompiledRules, header: StateDictSpec | Mapping[str, TensorS
     read the header, and nothing between.
     """
     whole = header if isinstance(header, StateDictSpec) else StateDictSpec(dict(header))
-    block, wrong = find_block(rules, whole) if can_have_companions(whole) else (None, [])
-    plan = _plan_part(rules, whole, root, block)
-    plan = replace(plan, problems=(*plan.problems, *wrong)) if wrong else plan
+    plan = _plan_part(rules, whole, root, rules)
     for part in rules.after:
         if plan.problems:
             break
         between = replace(plan.target, name=f"{plan.source.name}, after {plan.name}")
-        plan = compose_plans(plan, _plan_part(part, between, "", block))
+        plan = compose_plans(plan, _plan_part(part, between, "", rules))
     return replace(plan, name=rules.name)
 
 
-def _plan_part(rules: CompiledRules, whole: StateDictSpec, root: str, block: Block | None) -> ResolvedPlan:
-    """Make the plan of the rules of one file; `block` is the size of the blocks that scales are for."""
+def _plan_part(rules: CompiledRules, whole: StateDictSpec, root: str, route: CompiledRules) -> ResolvedPlan:
+    """Make the plan of the rules of one file of a route, any of which may know the size of the blocks of scales."""
     try:
         rules = count_params(rules, whole)
     except InvalidRules as error:
@@ -69,10 +64,9 @@ def _plan_part(rules: CompiledRules, whole: StateDictSpec, root: str, block: Blo
     source, renamed = sort_recorded(rules, whole) if whole.recorded else (whole, {})
     matches = {fqn: rules.match(fqn) for fqn in source}
     moves, dropped, unmatched, gathered = _decide_moves(rules, source, matches)
-    follower = Follower(source, block)
-    followed = follow_companions(rules, follower, source, matches, moves, dropped)
+    followed = follow_companions(rules, route, source, matches, moves, dropped)
     moves, dropped, unmatched = _merge_followed(followed, source, moves, dropped, unmatched)
-    judged = judge_companions(follower, source, moves, dropped, rules.neutral, followed.refused)
+    judged = judge_companions(followed.follower, source, moves, dropped, rules.neutral, followed.refused)
     problems = [
         *report_no_tensors(source),
         *report_impossible_targets(source, moves),

@@ -178,7 +178,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a scale of another weight of the module",
         "plans/companions.py",
-        "return same and companion not in self.owners",
+        "return same and companion not in self.owned",
         "return same",
         "a scale that fits another weight by its name is not this weight's",
         COMPANIONS,

@@ -174,8 +174,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "`unmatched: drop` is no word about companions",
         "plans/followed.py",
-        'if rules.unmatched == "drop" or not can_have_companions(source):',
-        "if not can_have_companions(source):",
+        'return made if rules.unmatched == "drop" else _Der',
+        "return made if rules is None else _Der",
         "what the author drops is dropped, and then refused",
         PLANS,
     ),
