@@ -105,7 +105,7 @@ def check(rules: remapkit.RuleSet, shapes: Mapping[str, Shape], style: str, opti
     assert len([key for key in made if key.endswith(up)]) == len(wanted) > 0
 
 
-FORMATS = (("kohya", None), ("kohya", "diffusers"), ("comfy", "peft"), ("peft", "kohya"), ("diffusers", None))
+FORMATS = (("kohya", None), ("kohya", "diffusers"), ("diffusers", "comfy"), ("peft", "kohya"), ("diffusers", None))
 CHANGING = ("flux_bfl", "gpt2_hf", "mixtral_per_expert", "llama_meta")
 """Packs that do more than rename and split: they are converted in all formats."""
 WAYS = [
