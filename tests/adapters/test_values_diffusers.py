@@ -237,11 +237,15 @@ def test_musubi_wan_knows_no_module_outside_of_blocks() -> None:
 
 @pytest.mark.parametrize(("leaves", "with_alpha"), [(("lora_up", "lora_down"), True), (("lora_B", "lora_A"), False)])
 def test_comfyui_wan_has_the_same_effect(leaves: tuple[str, str], with_alpha: bool) -> None:
+    """Differences of biases become the biases of the layers of up, whose alpha / r is then 1."""
     file = make_file(take_blocks(), lambda module: f"diffusion_model.{module}", leaves, with_alpha=with_alpha)
+    if with_alpha:
+        file |= {f"diffusion_model.{key.removesuffix('.weight')}.diff_b": torch.rand(shape[0])
+                 for key, shape in take_blocks().items()}  # fmt: skip
     weights, ours = convert(WAN, file)
     theirs = utils._convert_non_diffusers_wan_lora_to_diffusers(copy(file))
     mine = find_changes(ours, weights)
-    assert differ(mine, find_changes(theirs, weights)) == set() and len(mine) == 20
+    assert differ(mine, find_changes(theirs, weights)) == set() and len(mine) == (40 if with_alpha else 20)
 
 
 def test_comfyui_wan_outside_of_blocks_has_the_same_effect_without_alphas() -> None:
