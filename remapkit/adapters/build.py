@@ -206,7 +206,7 @@ def _report_unknown(adapter: Adapter, base: StateDictSpec) -> list[Diagnostic]:
     """Refuse tensors whose module the model does not have, and say which one has a name like theirs."""
     if not adapter.unknown:
         return []
-    title = f"{count_noun(len(adapter.unknown), 'tensor')} belong to no module of the model"
+    title = f"the model has no module for {count_noun(len(adapter.unknown), 'tensor')}"
     names, start = ModuleNames.of(base), adapter.style.prefix
     near = {}
     for fqn in adapter.unknown[:3]:

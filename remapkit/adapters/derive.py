@@ -277,7 +277,7 @@ class Deriver:
                 lost.append(fqn)
         self.found.dropped = [fqn for fqn in self.adapter.header if fqn in gone]
         if lost:
-            title = f"{count_noun(len(lost), 'tensor')} belong to biases that the model does not have"
+            title = f"the model has no bias for {count_noun(len(lost), 'tensor')}"
             help = ("check that the adapter is for this model",)
             notes, place = (list_names(lost),), self.adapter.header.name
             self.found.problems.append(Diagnostic("RK728", title, notes=notes, help=help, place=place))

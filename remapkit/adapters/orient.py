@@ -38,7 +38,7 @@ def find_transposed(adapter: Adapter, base: Mapping[str, TensorSpec], *, is_flag
     flat, turned, square = (found.get(fits, set()) for fits in ((True, False), (False, True), (True, True)))
     if square and flat and (turned or is_flagged):
         what = count_noun(len(square), "weight")
-        title = f"{what} of the adapter's modules are square, and may be stored as [OUT, IN] or as [IN, OUT]"
+        title = f"{what} may be stored as [OUT, IN] or as [IN, OUT], and square matrices do not show it"
         help = ("apply the rules to an adapter of the linear layers, and to one of the others",)
         notes = (list_names([get_module(fqn) for fqn in sorted(square)]),)
         raise FailedCheck(Diagnostic("RK735", title, notes=notes, help=help, place=adapter.header.name))

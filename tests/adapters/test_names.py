@@ -179,7 +179,7 @@ REFUSED = {
     "a bias that the model does not have": (
         {**lora("diffusion_model.a", KOHYA), "diffusion_model.a.diff_b": torch.ones(4)},
         ("RK728",),
-        "1 tensor belong to biases that the model does not have",
+        "the model has no bias for 1 tensor",
     ),
     "an alpha of two numbers": (
         {**lora("lora_unet_a", KOHYA), "lora_unet_a.alpha": torch.ones(2)},
@@ -214,6 +214,19 @@ def test_a_prefix_of_ones_own() -> None:
     model, file = make_model(TWO), lora("my.model.a") | lora("transformer.a")
     built = model.derive(file, Options("comfy", prefix="my.model"))
     assert set(run(built, file)) == {f"diffusion_model.a.{leaf}" for leaf in KOHYA}
+
+
+def test_a_prefix_may_be_a_part_of_the_name() -> None:
+    """GPT-2's modules begin with `transformer.`; where both readings are modules, a prefix decides."""
+    model = make_model({"transformer.a.weight": (4, 3), "b.weight": (4, 3)})
+    assert set(model.convert(lora("transformer.a"), "comfy")) == {f"diffusion_model.transformer.a.{x}" for x in KOHYA}
+    both = make_model({"transformer.a.weight": (4, 3), "a.weight": (4, 3)})
+    with pytest.raises(remapkit.UsageError, match=r"transformer\.a may be a or transformer\.a") as caught:
+        both.convert(lora("transformer.a"))
+    assert caught.value.diagnostics[0].help == ("choose a prefix: --root PREFIX",)
+    for prefix, module in (("transformer", "a"), ("", "transformer.a")):
+        built = both.derive(lora("transformer.a"), Options("comfy", prefix=prefix))
+        assert set(run(built, lora("transformer.a"))) == {f"diffusion_model.{module}.{leaf}" for leaf in KOHYA}
 
 
 def test_flat_names_of_several_modules_are_refused_only_where_they_are_used() -> None:
