@@ -149,6 +149,10 @@ def test_rules_for_companions_are_left_alone() -> None:
         f"{MOVE[:-1]}, {{id: s, path: m.weight_scale, to: n.scale_weight}}]", {"m.weight": F8, "m.weight_scale": ONE}
     )
     assert shapes(by_hand)["n.scale_weight"] == [] and not any(each.code == "RK746" for each in by_hand.warnings)
+    alone = plan_of(
+        f"{MOVE}\nkeep: [o.weight_scale]\ndrop: [o.weight]", {"m.weight": F8, "o.weight": F8, "o.weight_scale": ONE}
+    )
+    assert "o.weight_scale" in shapes(alone) and [each.fqn for each in alone.dropped] == ["o.weight"]
     half = plan_of(f"{JOIN[:-1]}, {{id: s, path: q.weight_scale, to: m.weight_scale}}]", pair(ONE, ONE))
     assert {"RK301", "RK745"} & {each.code for each in half.problems} == {"RK301"}
 
