@@ -103,6 +103,20 @@ def test_every_command_does_the_same(tmp_path: Path) -> None:
     assert not strict.ok and "dequantize" in dtype.help[0] and "; cast" not in dtype.help[0]
 
 
+def test_scales_that_would_be_one_must_be_equal() -> None:
+    """Unequal ones are found before anything is written, and both are named."""
+    rules = remapkit.loads(
+        "remapkit: 1\nname: t\nrules: [{id: j, concat: {dim: 0, from: [q.weight, k.weight]}, to: m.weight}]\n"
+    )
+    state = quantize({"q.weight": (4, 4), "k.weight": (2, 4)}, "weight_scale", "tensor")
+    state["q.weight_scale"].fill_(0.5)
+    state["k.weight_scale"].fill_(0.25)
+    with pytest.raises(FailedCheck, match=r"k\.weight_scale differs from q\.weight_scale"):
+        rules(state)
+    state["k.weight_scale"].fill_(0.5)
+    assert check_values(rules, state, "weight_scale", None)["m.weight_scale"].item() == 0.5
+
+
 def test_a_module_without_scales_takes_no_scaled_weight() -> None:
     state = quantize({"a.weight": (4, 4)}, "weight_scale", "tensor")
     rules = remapkit.loads("remapkit: 1\nname: t\nrules: [{id: r, path: a.weight, to: weight}]\n")

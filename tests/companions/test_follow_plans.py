@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.api.ruleset import Plan
+from remapkit.cli.app import main
 from remapkit.companions.names import _list_kinds, list_owners, read_kind, spell_kind
 from remapkit.plans.roots import find_roots
 from remapkit.tensors.spec import StateDictSpec
@@ -97,6 +98,11 @@ def test_companions_follow(body: str, header: Header, options: dict[str, Any], w
     assert any(each.code == "RK746" for each in plan.warnings)
 
 
+EXPERTS: Header = {
+    f"{fqn}.{leaf}": ("F8_E4M3", [rows, 64]) if leaf == "weight" else ("F32", [-(-rows // 128), 1])
+    for fqn, rows in (("0.a", 256), ("0.b", 64), ("1.a", 64), ("1.b", 256))
+    for leaf in ("weight", "weight_scale_inv")
+}
 # row, the rules, the header, options, parts of the message
 REFUSED: list[tuple[str, str, Header, dict[str, Any], list[str]]] = [
     ("A7", CUT % "320, 320", BLOCKS, {"config": CONFIG}, ["the cut at row 320 lies inside a block of 128", "256 and 384", "m.weight_scale_inv (F32 [5, 2]) -> k.weight"]),
@@ -108,6 +114,7 @@ REFUSED: list[tuple[str, str, Header, dict[str, Any], list[str]]] = [
     ("transposed rows", "rules: [{id: w, path: m.weight, ops: [transpose], to: m.weight}]", {"m.weight": F8, "m.weight_scale": ("F32", [640, 1])}, {}, ["change places"]),
     ("transposed flat rows", "rules: [{id: w, path: m.weight, ops: [transpose], to: m.weight}]", {"m.weight": F8, "m.weight_scale": ("F32", [640])}, {}, ["the rows become columns"]),
     ("joined inside a block", JOIN, pair(("F32", [2, 1]), ("F32", [1, 1])) | {"q.weight": ("F8_E4M3", [192, 64])}, {"config": CONFIG}, ["q.weight has 192 rows, and its last block of 128 would go on in the next part"]),
+    ("joined inside a block, at a later index", "rules: [{id: w, concat: {dim: 0, from: ['{e:int}.a.weight', '{e:int}.b.weight']}, stack: {dim: 0, by: e}, to: m.weight}]", EXPERTS, {"config": CONFIG}, ["1.a.weight has 64 rows, and its last block of 128 would go on"]),
     ("two that may be blocks", JOIN, pair(("F32", [1, 1]), ("F32", [1, 1])), {}, ["one scale may be for the rows of several parts"]),
     ("different forms", JOIN, pair(ONE, ("F32", [128, 1])), {}, ["of different forms"]),
     ("one without a scale", JOIN, {fqn: spec for fqn, spec in pair(ONE, ONE).items() if fqn != "k.weight_scale"}, {}, ["k.weight has no companion like q.weight_scale"]),
@@ -142,6 +149,10 @@ def test_rules_for_companions_are_left_alone() -> None:
         f"{MOVE[:-1]}, {{id: s, path: m.weight_scale, to: n.scale_weight}}]", {"m.weight": F8, "m.weight_scale": ONE}
     )
     assert shapes(by_hand)["n.scale_weight"] == [] and not any(each.code == "RK746" for each in by_hand.warnings)
+    alone = plan_of(
+        f"{MOVE}\nkeep: [o.weight_scale]\ndrop: [o.weight]", {"m.weight": F8, "o.weight": F8, "o.weight_scale": ONE}
+    )
+    assert "o.weight_scale" in shapes(alone) and [each.fqn for each in alone.dropped] == ["o.weight"]
     half = plan_of(f"{JOIN[:-1]}, {{id: s, path: q.weight_scale, to: m.weight_scale}}]", pair(ONE, ONE))
     assert {"RK301", "RK745"} & {each.code for each in half.problems} == {"RK301"}
 
@@ -237,3 +248,30 @@ def test_a_route_takes_companions_all_the_way() -> None:
     plan = route.plan({fqn: remapkit.TensorSpec(dtype, tuple(shape)) for fqn, (dtype, shape) in BLOCKS.items()})
     assert shapes(plan)["k.weight_scale_inv"] == [3, 2]
     assert {move.sources for move in plan.moves} == {("m.weight",), ("m.weight_scale_inv",)}
+
+
+def test_explain_names_the_weight_that_a_scale_follows(capsys: pytest.CaptureFixture[str]) -> None:
+    scale, weight = "double_blocks.0.img_attn.qkv.scale_weight", "double_blocks.0.img_attn.qkv.weight"
+    own, below, none = remapkit.explain("flux_bfl", [scale, f"model.{scale}", "double_blocks.0.other.scale_weight"])
+    assert own.owner == weight and [match.rule.id for match in own.owners] == ["double.image.qkv"]
+    assert (below.root, below.name, below.owner) == ("model", scale, weight)
+    assert (none.owner, none.owners) == ("", ())
+    assert main(["explain", "flux_bfl", scale]) == 1
+    printed = capsys.readouterr().out
+    assert f"  follows {weight} if that has 8-bit or packed numbers" in printed
+    assert "    double.image.qkv -> transformer_blocks.0.attn.to_q.weight and 2 more" in printed
+    main(["explain", "flux_bfl", scale, "--format", "json"])
+    (found,) = json.loads(capsys.readouterr().out)["keys"]
+    assert found["follows"] == {"weight": weight, "rules": ["double.image.qkv"]}
+
+
+def test_a_target_with_8_bit_weights_and_no_scales_has_no_place_for_them() -> None:
+    plan = plan_of(MOVE, {"m.weight": F8, "m.weight_scale": ONE})
+    bits = {"n.weight": remapkit.TensorSpec("F8_E4M3", (640, 256))}
+    assert plan.check(bits).unexpected_keys == ("n.weight_scale",)
+    plain = plan.check({"n.weight": remapkit.TensorSpec("BF16", (640, 256))})
+    assert plain.ok and plain.companions == ("n.weight_scale",)
+    assert plan.check({"o.weight": remapkit.TensorSpec("BF16", (640, 256))}).unexpected_keys == (
+        "n.weight",
+        "n.weight_scale",
+    )

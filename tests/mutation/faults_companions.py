@@ -120,8 +120,7 @@ FAULTS: tuple[Fault, ...] = (
         "groups = [slice(at, at + width) for at in range(0, len(made), width)]",
         "groups = [slice(0, width)]",
         "the parts of every index are joined alike",
-        ("tests/companions/test_follow_plans.py",),
-        equivalent="a stack needs equal shapes, so the parts of each index that can be stacked are alike",
+        PLANS,
     ),
     Fault(
         "a stacked scale has a dimension less than its weight",
