@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutation.fault import ROOT, Fault
+from tests.mutation.faults_adapter_commands import FAULTS as ADAPTER_COMMANDS
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
 from tests.mutation.faults_checks import FAULTS as CHECKS
 from tests.mutation.faults_exam import FAULTS as EXAM
@@ -81,6 +82,7 @@ FAULTS: tuple[Fault, ...] = (
     *OUTPUTS,
     *SOURCES,
     *THROUGH,
+    *ADAPTER_COMMANDS,
 )
 
 LIMIT = 600
