@@ -112,6 +112,16 @@ def _name_matrix(module: Module, adapter: Adapter, role: Role) -> str:
     return f"{module.name}.{adapter.style.leaf(role)}"
 
 
+def fits_whole(adapter: Adapter, model: StateDictSpec) -> bool:
+    """Return whether the matrices of every module of an adapter fit the weights of its model."""
+    return all(
+        _is_loose(module)
+        or "up" not in module.tensors
+        or _do_matrices_fit(module, adapter.header, model[module.weight])
+        for module in adapter.modules
+    )
+
+
 def _is_loose(module: Module) -> bool:
     """Return whether a module is no product of two matrices, so that no shapes follow from its weight's."""
     return bool(module.opaque) or "mid" in module.tensors

@@ -118,7 +118,7 @@ def apply(
     adapter_format: str | None = None,
     fold_alpha: bool = False,
     alpha: float | None = None,
-    base: object = None,
+    base: Keys | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Prove the rules, plan, check, and write the checkpoint `source` under its new keys.
@@ -153,7 +153,7 @@ def apply(
         adapter_format: How an adapter is named: `peft`, `diffusers`, `kohya` or `comfy`; by default like the input.
         fold_alpha: Multiply the alphas of an adapter into its up matrices, each module's own alpha / LoRA rank.
         alpha: The alpha of all modules of an adapter, where the file has none.
-        base: The model that an adapter is for: a checkpoint, a manifest, a header, a module or `plugin.module:Class`.
+        base: The model that an adapter is for: a checkpoint, a manifest, a header or `plugin.module:Class`.
             By default the manifest that the rules declare as their source. `root` names an adapter's model prefix.
         progress: Called repeatedly with the bytes done and the bytes in total.
 

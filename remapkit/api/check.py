@@ -87,7 +87,7 @@ def check(
     adapter_format: str | None = None,
     fold_alpha: bool = False,
     alpha: float | None = None,
-    base: object = None,
+    base: Keys | None = None,
 ) -> CheckReport:
     """Check rules against a source header and a target; nothing is written.
 
@@ -239,7 +239,7 @@ def _check_adapter(adapter: tuple[StateDictSpec, str | None], named: NamedTarget
     """Check an adapter as it is against the model or the checkpoint that is named."""
     if given := source.adapters.given:
         title = f"{join_words(given)} needs rules: without them, an adapter is checked as it is"
-        raise UsageError(Diagnostic("RK609", title, help=("name the rules: remapkit check RULES --ckpt LORA",)))
+        raise UsageError(Diagnostic("RK609", title, help=("name the rules: `remapkit check RULES --ckpt LORA`",)))
     model, (names, prefix) = named.read(), adapter
     assert model is not None
     report = _make_report([check_against_model(names, model, prefix)], source.notes)

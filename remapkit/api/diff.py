@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from remapkit.api.adapter_options import AdapterOptions, open_below
 from remapkit.api.follow import follow_adapter
-from remapkit.api.inputs import Side, open_side
+from remapkit.api.inputs import Keys, Side, open_side
 from remapkit.api.ruleset import Config, RuleSet, RulesLike, checked, resolve_rules
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.errors import FailedCheck, UsageError
@@ -87,7 +87,7 @@ def diff(
     adapter_format: str | None = None,
     fold_alpha: bool = False,
     alpha: float | None = None,
-    base: object = None,
+    base: Keys | None = None,
 ) -> Diff:
     """Compare two checkpoints: keys, shapes, dtypes and values.
 

@@ -61,6 +61,8 @@ class FollowedAdapter:
         Without a `target`, it is the one that the rules declare, which is that of the weights: what these rules make
         of the model is checked against it by `check_declared`.
         """
+        from remapkit.adapters.fit import fits_whole
+
         if plan.problems:
             return TargetCheck(make_check(plan, plan.target), "exact")
         if target is not None:
@@ -71,8 +73,8 @@ class FollowedAdapter:
             return held
         if held.problems:
             raise FailedCheck(held.problems)
-        # An adapter for another size than the model's is warned of where the rules only rename (RK738).
-        lenient = any(each.code == "RK738" for each in self.built.diagnostics)
+        # What is only renamed may be for a variant of the model with other sizes: that was warned of.
+        lenient = not fits_whole(self.built.adapter, self.base)
         target = held.check.target
         model = target if held.how == "exact" else replace(whole.target, name=target.name)
         found = check_fit(plan, model, self.built.style.prefix, lenient=lenient)

@@ -86,7 +86,7 @@ def report(
     adapter_format: str | None = None,
     fold_alpha: bool = False,
     alpha: float | None = None,
-    base: object = None,
+    base: Keys | None = None,
 ) -> Report:
     """Make one self-contained page that shows which rule takes each key where, and everything that is wrong.
 

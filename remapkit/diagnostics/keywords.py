@@ -144,7 +144,7 @@ def _write_keyword(found: re.Match[str]) -> str:
         return f"{keyword}={{{name!r}: {_write_value(inner)}}}"
     if option in _LISTS:
         return f"{keyword}=[{_quote(value)}]"
-    is_text = option in _TEXTS and value not in _METAVARS
+    is_text = option in _TEXTS and value != "PREFIX"
     return f"{keyword}={_quote(value) if is_text else _write_value(value)}"
 
 

@@ -23,8 +23,8 @@ class AdapterFit:
 
 
 def is_adapter(names: Iterable[str]) -> bool:
-    """Return whether most of some names are those of an adapter."""
-    fqns = list(names)
+    """Return whether most of some names are those of an adapter; alphas, which other files have too, do not count."""
+    fqns = [fqn for fqn in names if not fqn.endswith(".alpha")]
     if not can_be_adapter(fqns):
         return False
     return 2 * sum(find_adapter_module(fqn) is not None for fqn in fqns) > len(fqns)

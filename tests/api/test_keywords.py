@@ -18,6 +18,8 @@ from remapkit.cli import app
 from remapkit.diagnostics.keywords import FLAGS, VALUES, name_keywords
 
 ROOT = Path(remapkit.__file__).parent
+FORMATS = {"peft", "diffusers", "kohya", "comfy"}
+"""The formats of adapters, which `adapter_format` takes."""
 ONLY_COMMANDS = {"help", "format", "all", "manifest"}
 
 
@@ -75,7 +77,7 @@ def test_no_message_in_python_names_an_option(file: str, text: str) -> None:
     said = re.sub(r"`remapkit [^`]*`", "", name_keywords(text))
     assert not re.search(r"(?<![\w-])--[a-z]", said), said
     # No word of a sentence was taken for a value.
-    assert set(re.findall(r"='([a-z]+)'", said)) <= {"safetensors", "pth"}
+    assert set(re.findall(r"='([a-z]+)'", said)) <= {"safetensors", "pth", *FORMATS}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,10 @@ def test_no_message_in_python_names_an_option(file: str, text: str) -> None:
         ("--model M", "model=M"),
         ("--model-arg dim=8", "model_args={'dim': 8}"),
         ("--param kv_heads=1,1,2", "params={'kv_heads': [1, 1, 2]}"),
+        ("--root PREFIX", "root=PREFIX"),
+        ("--alpha NUMBER", "alpha=NUMBER"),
+        ("--fold-alpha", "fold_alpha=True"),
+        ("--adapter-format kohya", "adapter_format='kohya'"),
         ("--input 1,3,32,32", "input='1,3,32,32'"),
         ("--no-target", "declared_target=False"),
         ("-o 'x'", "output='x'"),

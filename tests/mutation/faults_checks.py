@@ -210,8 +210,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "adapters of different alphas are joined",
         "plans/companions.py",
-        "joined = len(set(move.sources)) > 1 and any(",
-        "joined = len(set(move.sources)) > 2 and any(",
+        "if joined and not self._is_alpha_carried(move):",
+        "if joined and not self._is_alpha_carried(move) and len(set(move.sources)) > 2:",
         "adapters with alphas are not joined",
         COMPANIONS,
     ),

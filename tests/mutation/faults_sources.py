@@ -383,7 +383,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "contradictions are written",
         "api/apply.py",
-        "        refuse_contradictions(reader)\n",
+        "    refuse_contradictions(reader)\n",
         "",
         "metadata that contradict each other are never written",
         JOINED,

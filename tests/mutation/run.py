@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutation.fault import ROOT, Fault
+from tests.mutation.faults_adapter_commands import FAULTS as ADAPTER_COMMANDS
 from tests.mutation.faults_adapter_names import FAULTS as ADAPTER_NAMES
 from tests.mutation.faults_adapters import FAULTS as ADAPTERS
 from tests.mutation.faults_authoring import FAULTS as AUTHORING
@@ -91,6 +92,7 @@ FAULTS: tuple[Fault, ...] = (
     *SOURCES,
     *THROUGH,
     *ADAPTERS,
+    *ADAPTER_COMMANDS,
 )
 
 LIMIT = 600
