@@ -192,7 +192,7 @@ def _plan_side(
     if rules is None:
         return reader, None
     if (adapter := follow_adapter(rules, reader.header(), adapters, reader=reader)) is not None:
-        plan = make_plan(adapter.rules, reader.header(), reader.root)
+        plan = adapter.plan(reader.header(), reader.root)
         held = adapter.check(plan, None, lambda own, whole: check_declared_target(own, whole, partial=True))
         if problems := held.problems or plan.problems:
             raise FailedCheck(problems)

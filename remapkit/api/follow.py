@@ -19,6 +19,7 @@ from remapkit.diagnostics.errors import FailedCheck, UsageError
 from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.formats import Reader
 from remapkit.formats.options import ReadOptions
+from remapkit.formats.quoted_names import LORA
 from remapkit.plans.check import make_check
 from remapkit.plans.make import make_plan
 from remapkit.plans.model import ResolvedPlan
@@ -49,6 +50,21 @@ class FollowedAdapter:
     notes: tuple[Diagnostic, ...]
     texts: dict[str, str]
     read: tuple[Path, ...]
+
+    def plan(self, names: StateDictSpec, root: str = "") -> ResolvedPlan:
+        """Return the plan for the adapter's header; the config in diffusers' metadata is that of the result."""
+        from remapkit.adapters.metadata import rewrite_lora_entry
+
+        plan = make_plan(self.rules, names, root)
+        text = names.metadata.get(LORA)
+        if text is None or plan.problems:
+            return plan
+        before, after = self.built.adapter.style, self.built.style
+        if after.format != "diffusers" or before.prefix != after.prefix:
+            return plan.with_entries({LORA: None})  # no other format has it, and its names are of another model
+        component = after.prefix.removesuffix(".")
+        new = rewrite_lora_entry(text, component, self.built.renamed, self.built.factors)
+        return plan.with_entries({LORA: new})
 
     def check(
         self,

@@ -6,12 +6,17 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+import remapkit
 from remapkit.adapters.alphas import PeftConfig
 from remapkit.adapters.metadata import rewrite_lora_entry
 from remapkit.diagnostics.errors import UsageError
@@ -88,3 +93,27 @@ def test_a_plan_with_such_an_entry_says_it_and_warns_no_more() -> None:
     assert plan.target.metadata == {LORA: '["b.q"]', "y": '["b.q"]', "x": "1"}
     assert plan.with_entries({LORA: "{}"}).target.metadata == {LORA: "{}", "y": '["b.q"]', "x": "1"}
     assert plan.with_entries({LORA: None}).target.metadata == {"y": '["b.q"]', "x": "1"}
+
+
+@pytest.mark.parametrize("format", [None, "kohya", "peft"])
+def test_apply_writes_the_config_of_the_result(tmp_path: Path, format: str | None) -> None:
+    """diffusers reads LoRA ranks and alphas from the entry, so it must be that of the joined adapter, or go."""
+    tensors = {}
+    for name in ("attn.to_q", "attn.to_k", "attn.to_v"):
+        tensors[f"transformer.transformer_blocks.0.{name}.lora_A.weight"] = torch.ones(4, 3072)
+        tensors[f"transformer.transformer_blocks.0.{name}.lora_B.weight"] = torch.ones(3072, 4)
+    entry = {"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.target_modules": ["to_q", "to_k", "to_v"]}
+    save_file(tensors, tmp_path / "lora.safetensors", metadata={"lora_adapter_metadata": json.dumps(entry)})
+    out = tmp_path / "made" / "out.safetensors"
+    out.parent.mkdir()
+    remapkit.apply("flux_diffusers", tmp_path / "lora.safetensors", out, adapter_format=format)
+    with safe_open(out, "pt") as made:
+        metadata = made.metadata()
+    if format is not None:
+        assert "lora_adapter_metadata" not in metadata
+        return
+    assert json.loads(metadata["lora_adapter_metadata"]) == {
+        "transformer.r": 12,
+        "transformer.lora_alpha": 12,
+        "transformer.target_modules": ["double_blocks.0.img_attn.qkv"],
+    }

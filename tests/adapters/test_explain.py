@@ -126,9 +126,16 @@ LINEAR, TO_LINEAR = "double_blocks.1.img_mlp.0", "transformer_blocks.1.ff.net.0.
         ),
         (
             "gpt2_hf",
+            "diffusion_model.transformer.h.0.attn.c_attn.lora_A.weight",
+            "the down matrix",
+            "it becomes diffusion_model.transformer.h.0.attn.c_attn.lora_B.weight, by transpose",
+        ),
+        # PEFT's matrices are those of the layer, whether it stores its weight as [OUT, IN] or as [IN, OUT].
+        (
+            "gpt2_hf",
             "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight",
             "the down matrix",
-            "it becomes base_model.model.transformer.h.0.attn.c_attn.lora_B.weight, by transpose",
+            "it keeps its name",
         ),
     ],
 )
