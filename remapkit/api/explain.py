@@ -86,13 +86,13 @@ def explain(
     """
     rule_set = resolve_rules_of_one_file(rules, params, config)
     found = [_explain_key(rule_set, fqn) for fqn in ([keys] if isinstance(keys, str) else keys)]
-    of_adapters = [each for each in found if not each.matches and may_be_of_adapter(each.key)]
+    of_adapters = {each.key for each in found if not each.matches and may_be_of_adapter(each.key)}
     base = read_declared_source(rule_set.file) if of_adapters else None
     if base is None:
         return tuple(found)
     plan = make_plan(rule_set, base)
     return tuple(
-        replace(each, adapter=explain_adapter_key(rule_set, plan, each.key)) if each in of_adapters else each
+        replace(each, adapter=explain_adapter_key(rule_set, plan, each.key)) if each.key in of_adapters else each
         for each in found
     )
 

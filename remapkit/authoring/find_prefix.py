@@ -122,6 +122,8 @@ def _list_fitting(change: Change, families: Sequence[Family], free: Mapping[str,
     taken: set[str] = set()
     for family in families:
         new = [change.apply(fqn) or "" for fqn in family.fqns]
+        if "" in new:  # the change is about other names; an empty key, which a target may have, is nobody's
+            continue
         if change.without is not None and not _is_constant(family, change.without):
             continue
         if not all(

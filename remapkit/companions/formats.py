@@ -8,8 +8,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-import yaml
-
 Role = Literal["up", "down", "mid", "alpha", "magnitude", "diff", "diff_bias", "up_bias", "whole", "opaque"]
 AlphaIn = Literal["tensor", "config", "none"]
 
@@ -117,6 +115,8 @@ def flatten(module: str) -> str:
 @cache
 def read_formats() -> Formats:
     """Read `formats.yaml`."""
+    import yaml  # takes time, and is needed only where there is an adapter
+
     data = yaml.safe_load(files(__package__).joinpath("formats.yaml").read_text(encoding="utf-8"))
     kinds: dict[str, dict[str, list[str]]] = {}
     for component, own in data["components"].items():

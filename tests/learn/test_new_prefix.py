@@ -92,6 +92,13 @@ def test_a_key_of_another_shape_is_no_target() -> None:
     assert find_changes(find_families(source), target) == {}
 
 
+def test_a_name_that_a_change_is_not_about_does_not_become_the_empty_key() -> None:
+    source = StateDictSpec({fqn: TensorSpec("F32", ()) for fqn in ("it", "x.0", "x.1")})
+    target = StateDictSpec({fqn: TensorSpec("F32", ()) for fqn in ("y.0", "y.1", "")})
+    changes = find_changes(find_families(source), target)
+    assert {family.fqns[0]: change for family, change in changes.items()} == {"x.0": Change(("x",), ("y",))}
+
+
 def test_a_layer_is_no_prefix() -> None:
     source, target = make_spec(["w", "b"]), make_spec(["0.w", "0.b"])
     assert find_changes(find_families(source), target) == {}
