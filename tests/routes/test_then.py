@@ -215,10 +215,35 @@ def test_what_is_no_rule_set_cannot_follow(other: object) -> None:
         remapkit.load("wan22_pth").then(other)
 
 
-@pytest.mark.parametrize("command", ["explain", "invert", "verify"])
+class Named(torch.nn.Module):
+    """A linear layer under a name of its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, torch.nn.Linear(3, 2, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.get_submodule(self.name)(x)
+
+
+@pytest.mark.parametrize("turn", ["", "ops: [{roll: {by: 1}}], "])
+def test_a_route_is_verified_by_both_models_and_by_a_converter(turn: str) -> None:
+    one = rules("one", "rules: [{id: a, path: 'a.weight', to: 'm.weight'}]")
+    two = rules("two", f"rules: [{{id: m, path: 'm.weight', {turn}to: 'b.weight'}}]")
+    route, right = one.then(two), not turn
+    models = {"source": lambda: Named("a"), "target": lambda: Named("b"), "input": "4,3"}
+    assert remapkit.verify(route, **models).ok is right
+    keys = {"a.weight": remapkit.TensorSpec("F32", (2, 3))}
+    assert remapkit.verify(route, oracle=lambda state: {"b.weight": state["a.weight"]}, keys=keys).ok is right
+    with pytest.raises(remapkit.UsageError, match="there is none"):
+        remapkit.verify(route, **models, write=True)
+
+
+@pytest.mark.parametrize("command", ["explain", "invert"])
 def test_a_route_is_no_rule_file(command: str) -> None:
     route = remapkit.load("wan22_vae").then("wan22_vae_diffusers")
-    arguments = {"explain": (["conv1.weight"],), "invert": (), "verify": ()}[command]
+    arguments = {"explain": (["conv1.weight"],), "invert": ()}[command]
     with pytest.raises(remapkit.UsageError, match=re.escape("is a route, not one rule file")):
         getattr(remapkit, command)(route, *arguments)
 
