@@ -24,6 +24,8 @@ from remapkit.tensors.spec import find_name_problem
 
 _REFERENCE = re.compile(r"\\(?:[0-9]|g<)[^.{}]*", re.ASCII)
 """A group reference in the syntax of `re.sub`."""
+_QUOTED = re.compile(r"\{'(?:[^']|'')*'\}")
+"""A quoted literal: what looks like a reference there is meant as it stands."""
 
 
 MAX_COMBINATIONS = 4096
@@ -221,7 +223,8 @@ class _Compiler:
 
     def check_literal(self, text: str) -> None:
         problem = find_name_problem(text)
-        reference = _REFERENCE.search(self.text.value)
+        unquoted = _QUOTED.sub(lambda found: "{" * len(found[0]), self.text.value)
+        reference = _REFERENCE.search(unquoted)
         if reference is not None and reference.group() in text:
             title = f"{reference.group()} would be copied into the target literally"
             help = "write {name} for a capture: (?P<name>...) in the pattern"

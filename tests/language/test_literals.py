@@ -257,6 +257,8 @@ def written_files_read_back(fqns: list[str]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(names, min_size=1, max_size=5, unique=True))
 @example(["a.x[0]", "a.x*", "a.it's", "b.{n}", "b. "])
+@example(["\\0{"])
+@example(["0", "\\0{"])
 def test_new_learn_and_invert_write_names_that_are_read_back(fqns: list[str]) -> None:
     written_files_read_back(fqns)
 
@@ -267,6 +269,11 @@ def test_a_writer_of_its_own_is_seen(writers: Any, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(writer, "literal_text", lambda text: text.replace("{", "{{").replace("}", "}}"))
     with pytest.raises((InvalidRules, AssertionError)):
         written_files_read_back(["a.x[0].w", "b.it's"])
+
+
+def test_a_reference_beside_a_quoted_literal_is_refused() -> None:
+    with pytest.raises(InvalidRules, match="1 would be copied into the target literally"):
+        compile_rules(read_text("remapkit: 1\nname: t\nrules:\n  - {id: a, path: 'a', to: \"b\\\\1{'*'}\"}\n"))
 
 
 def test_explain_and_stops_speak_of_the_name() -> None:
