@@ -365,6 +365,15 @@ def test_no_manifest_and_no_base(tiny: Tiny, run: Run) -> None:
     assert not (tiny.folder / "new.safetensors").exists()
 
 
+def test_an_adapter_needs_an_output_where_the_default_is_the_input(tiny: Tiny, run: Run) -> None:
+    path = tiny.write("lora.safetensors", make_lora("kohya"))
+    said = run("apply", tiny.rules, path)
+    assert said.code == 2 and "name a file with -o OUT" in said.err and "--in-place" not in said.err
+    assert run("apply", tiny.rules, path, "--dry-run").code == 0
+    assert run("apply", tiny.rules, path, "--to-format", "pth").code == 0
+    assert path.with_suffix(".pth").exists()
+
+
 def test_a_format_that_does_not_exist(tiny: Tiny, run: Run) -> None:
     path = tiny.write("lora.safetensors", make_lora("kohya"))
     with pytest.raises(SystemExit) as left:
