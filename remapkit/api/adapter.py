@@ -56,7 +56,7 @@ def derive_rules(
     config = _find_config(reader)
     wanted = Options(options.format, options.fold, config, options.alpha, options.prefix)
     try:
-        built = build_adapter(rules, base, source, wanted, _make_number_reader(reader))
+        built = build_adapter(rules, base, source, wanted, make_number_reader(reader))
     except UsageError as error:
         raise name_layout(error, source, rules.name) from None
     if options.alpha is not None:
@@ -170,7 +170,9 @@ def _find_config(reader: Reader | None) -> PeftConfig | None:
     return None if path is None else PeftConfig.read(path)
 
 
-def _make_number_reader(reader: Reader | None) -> Callable[[str], float | None]:
+def make_number_reader(reader: Reader | None) -> Callable[[str], float | None]:
+    """Return what reads the number that a tensor holds; it returns None where there are no values."""
+
     def read(fqn: str) -> float | None:
         if reader is None or reader.format == "manifest" or reader.header()[fqn].numel != 1:
             return None
