@@ -68,24 +68,24 @@ def follows_adapter(rules: CompiledRules, names: StateDictSpec, options: Adapter
 
 
 def find_prefix(root: str | None) -> str | None:
-    """Return the prefix of an adapter's modules that a root names, with or without its last dot; None if it is none.
+    """Return the prefix of an adapter's modules that a root names, with or without its last sign; None if it is none.
 
-    >>> find_prefix("lora_te1_"), find_prefix("transformer"), find_prefix("net")
-    ('lora_te1_', 'transformer.', None)
+    >>> find_prefix("lora_te1_"), find_prefix("lora_te1"), find_prefix("transformer"), find_prefix("net")
+    ('lora_te1_', 'lora_te1_', 'transformer.', None)
     """
     if not root:
-        return None
+        return root
     from remapkit.companions.formats import read_formats
 
     known = {each.text for each in read_formats().prefixes}
-    return next((each for each in (root, f"{root}.") if each in known), None)
+    return next((each for each in (root, f"{root}.", f"{root}_") if each in known), None)
 
 
 def open_below(root: str | None, open: Callable[[str | None], Reader]) -> tuple[Reader, str | None]:
     """Open a checkpoint below a root; return an adapter whole, with its prefix, if the root is one of its modules."""
     if (prefix := find_prefix(root)) is not None:
         with suppress(UnreadableCheckpoint):
-            reader = open(None)
+            reader = open(None if prefix else root)
             if is_adapter(reader.header()):
                 return reader, prefix
             reader.close()

@@ -196,6 +196,7 @@ def apply(
         adapter = follow_adapter(rule_set, names, adapters, options, reader, allow_undecided=allow_undecided)
         if adapter is not None:
             refuse_beside_adapter({"in-place": in_place, "dtype": bool(dtype), "partial": partial}, names.name)
+            out.require_output(source)
             rule_set, plan = adapter.rules, adapter.plan(names, reader.root)
         else:
             reader, rule_set, plan = _plan_source(rule_set, reader, root, partial, allow_undecided)

@@ -74,6 +74,14 @@ class Writing:
         elif self.mounts is None and not self.dry_run:
             choose_outputs(source, None, self.to_format)
 
+    def require_output(self, source: SourceLike) -> None:
+        """Raise `UsageError` (RK609) if the default output is the source: only a rename can be done in place."""
+        if self.mounts is not None or self.dry_run or (path := find_only_path(source)) is None:
+            return
+        if default_output(path, f".{self.to_format or 'safetensors'}") == path:
+            title = f"{path} is the input: where should the result go?"
+            raise UsageError(Diagnostic("RK609", title, help=("name a file with -o OUT",)))
+
     def _refuse_beside_in_place(self) -> None:
         options = {
             "output": self.mounts,

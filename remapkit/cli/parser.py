@@ -133,7 +133,8 @@ def _add_undecided(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_adapter(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("adapters (LoRA)", "their rules are derived from those of the weights")
+    about = "their rules follow from those of the weights; a root may be the prefix of one of several: lora_unet_"
+    group = parser.add_argument_group("adapters (LoRA)", about)
     group.add_argument(
         "--adapter-format",
         choices=("peft", "diffusers", "kohya", "comfy"),

@@ -133,10 +133,18 @@ def test_base_names_the_model_where_the_rules_declare_none(tiny: Tiny, run: Run)
 def test_root_chooses_the_model_of_a_file_with_several(tiny: Tiny, run: Run) -> None:
     both = make_lora("kohya") | make_lora("diffusers")
     path, out = tiny.write("both.safetensors", both), tiny.folder / "new.safetensors"
-    for root in ("lora_unet_", "transformer.", "transformer"):
+    for root in ("lora_unet_", "lora_unet", "transformer.", "transformer"):
         said = run("apply", tiny.rules, path, "-o", out, "--root", root, "--force")
         assert said.code == 0 and "left out" in said.text, said.text
         assert all(fqn.startswith(root) for fqn in load_file(out))
+
+
+def test_an_empty_root_chooses_the_modules_without_a_prefix(tiny: Tiny, run: Run) -> None:
+    bare = make_lora("comfy")
+    both = make_lora("diffusers") | {fqn.removeprefix("diffusion_model."): each for fqn, each in bare.items()}
+    path, out = tiny.write("both.safetensors", both), tiny.folder / "new.safetensors"
+    said = run("apply", tiny.rules, path, "-o", out, "--root", "")
+    assert said.code == 0 and "layers.0.to_q.lora_up.weight" in load_file(out), said.text
 
 
 def test_a_root_that_is_a_prefix_of_weights_is_a_root(tiny: Tiny, run: Run) -> None:
@@ -303,7 +311,12 @@ WRONG: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], list[str], int, li
         2,
         ["RK720", "none of 3 tensors belongs to a module of the model"],
     ),
-    "several prefixes": (lambda: make_lora("kohya") | make_lora("comfy"), [], 2, ["RK722", "--root PREFIX"]),
+    "several prefixes": (
+        lambda: make_lora("kohya") | make_lora("comfy"),
+        [],
+        2,
+        ["RK722", "lora_unet_", "diffusion_model.", "--root "],
+    ),
     "another size": (
         lambda: make_lora("kohya", ["img_in", "blocks.0.qkv"], shapes={**SOURCE, "blocks.0.qkv.weight": (15, 8)}),
         [],
@@ -314,7 +327,7 @@ WRONG: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], list[str], int, li
         lambda: make_lora("kohya", ["img_in"]) | make_lora("kohya", ["no"], shapes={"no.weight": (8, 5)}),
         [],
         1,
-        ["RK728", "3 tensors belong to no module"],
+        ["RK728", "3 tensors", "lora_unet_no.alpha"],
     ),
     "alpha twice": (lambda: make_lora("kohya"), ["--alpha", "3"], 2, ["--alpha is for adapters without alphas"]),
     "an alpha of 0": (lambda: make_lora("peft"), ["--alpha", "0"], 2, ["alpha", "must be a positive number, got 0"]),
@@ -363,6 +376,15 @@ def test_no_manifest_and_no_base(tiny: Tiny, run: Run) -> None:
     said = run("apply", tiny.rules, path, "-o", tiny.folder / "new.safetensors")
     assert said.code == 2 and "RK730" in said.err and "--base MODEL" in said.err
     assert not (tiny.folder / "new.safetensors").exists()
+
+
+def test_an_adapter_needs_an_output_where_the_default_is_the_input(tiny: Tiny, run: Run) -> None:
+    path = tiny.write("lora.safetensors", make_lora("kohya"))
+    said = run("apply", tiny.rules, path)
+    assert said.code == 2 and "name a file with -o OUT" in said.err and "--in-place" not in said.err
+    assert run("apply", tiny.rules, path, "--dry-run").code == 0
+    assert run("apply", tiny.rules, path, "--to-format", "pth").code == 0
+    assert path.with_suffix(".pth").exists()
 
 
 def test_a_format_that_does_not_exist(tiny: Tiny, run: Run) -> None:

@@ -309,4 +309,20 @@ FAULTS: tuple[Fault, ...] = (
         "what is probed is what is chosen",
         PROBE,
     ),
+    Fault(
+        "a root that is named is overruled",
+        "plans/roots.py",
+        "    if root is not None:\n        return source, None\n",
+        "",
+        "the keys are read below the root that the user names",
+        ("tests/sources/test_probe_root.py", "tests/sources/test_same_everywhere.py", "tests/sources/test_roots.py"),
+    ),
+    Fault(
+        "the plan of the keys as they are is used below the root",
+        "plans/roots.py",
+        "        return take(source, fit), None\n    return source, planned",
+        "        return take(source, fit), planned\n    return source, planned",
+        "what is planned are the keys below the root",
+        ("tests/sources/test_probe_root.py", "tests/sources/test_same_everywhere.py", "tests/sources/test_roots.py"),
+    ),
 )

@@ -57,3 +57,13 @@ def test_a_root_that_is_found_costs_one_plan(tmp_path: Path, work: Callable[[Cal
     count("plain")
     named, found = count("below", "model.net"), count("below")
     assert found < 1.7 * named, "with a plan of the keys as they are, it is 2.3 times as much"
+
+
+def test_a_root_that_only_a_plan_shows_is_taken(tmp_path: Path) -> None:
+    """The first key matches as it is, so that nothing is known before all are planned."""
+    rules = remapkit.loads("remapkit: 1\nname: t\nrules: [{id: r, path: 'h.{i:int}.w', to: 'g.{i}.w'}]\n")
+    source = tmp_path / "both.safetensors"
+    save_file({"h.0.w": torch.zeros(1), "net.h.0.w": torch.ones(1), "net.h.1.w": torch.ones(2)}, source)
+    written = remapkit.apply(rules, source, dry_run=True)
+    assert {(move.sources, move.target) for move in written.moves} == {(("h.0.w",), "g.0.w"), (("h.1.w",), "g.1.w")}
+    assert "RK414" in [each.code for each in written.diagnostics]
