@@ -26,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _outlive_the_working_directory()
     parser = make_parser()
     Parser.format = find_format(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(arguments)
+    try:
+        args = parser.parse_args(arguments)
+    finally:
+        Parser.format = None  # of all parsers: the next one may be asked in another format
     if args.command is None:
         parser.print_help()
         return 2
