@@ -12,6 +12,8 @@ from remapkit.adapters.alphas import CONFIG, PeftConfig
 from remapkit.adapters.build import AdapterRules, Options, build_adapter
 from remapkit.api.adapter_options import AdapterOptions
 from remapkit.api.identify import identify_header
+from remapkit.companions.formats import read_formats
+from remapkit.companions.names import find_adapter_module
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import InvalidRules, UsageError
 from remapkit.diagnostics.wording import join_words
@@ -53,7 +55,7 @@ def derive_rules(
 
     Raises what `build_adapter` raises, with the layout that the adapter is for if it is for another model.
     """
-    config = _find_config(reader)
+    config = _find_config(reader) if _has_peft_names(source) else None
     wanted = Options(options.format, options.fold, config, options.alpha, options.prefix)
     try:
         built = build_adapter(rules, base, source, wanted, make_number_reader(reader))
@@ -163,6 +165,16 @@ def find_config(reader: Reader) -> Path | None:
         return None
     beside = (path if path.is_dir() else path.parent) / CONFIG
     return beside if beside.is_file() else None
+
+
+def _has_peft_names(names: StateDictSpec) -> bool:
+    """Return whether tensors are named as PEFT names them: a config beside any other file is none of its own."""
+    prefixes = read_formats().prefixes
+    for fqn in names:
+        if find_adapter_module(fqn) is not None and ("lora_A" in fqn or "lora_B" in fqn):
+            prefix = next((each for each in prefixes if fqn.startswith(each.text)), None)
+            return prefix is None or prefix.format == "peft"
+    return False
 
 
 def _find_config(reader: Reader | None) -> PeftConfig | None:

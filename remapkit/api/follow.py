@@ -164,7 +164,7 @@ def _describe_adapter(rules: RuleSet, built: AdapterRules) -> Diagnostic:
 
 def _report_lost_config(built: AdapterRules) -> Iterator[Diagnostic]:
     """Note that PEFT cannot load the result as it is, because its alphas are not known."""
-    if built.style.format == "peft" and built.config is None:
+    if built.style.format == "peft" and built.config is None and built.ranks:
         title = "adapter_config.json is not written, because the alphas of the adapter are not known"
         help = ("name the folder that has the adapter's own, or give the alpha of all modules: --alpha NUMBER",)
         yield Diagnostic("RK733", title, help=help, severity=Severity.NOTE, place=built.adapter.header.name)

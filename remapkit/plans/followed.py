@@ -227,7 +227,7 @@ def _list_sizes(rules: CompiledRules, source: StateDictSpec) -> Iterator[tuple[s
     for entry in ("quantization_config", "config"):
         try:
             value = json.loads(source.metadata.get(entry, "null"))
-        except ValueError:
+        except (ValueError, RecursionError):  # any text may be an entry
             continue
         size = _look_up({entry: value} if entry == "quantization_config" else value)
         if size is not None:

@@ -308,11 +308,12 @@ def report_plan(outputs: Sequence[Output], plan: ResolvedPlan) -> list[Diagnosti
     """Return the warnings of a plan; what they say of metadata, they say of the outputs, each with its own names."""
     if all(not output.prefix for output in outputs) and len(outputs) < 2:
         return list(plan.warnings)
-    said: dict[tuple[str, str], Diagnostic] = {}
-    for output in outputs:
-        for each in report_metadata(plan.source, output.moves, _rewrite_settled(output, plan)):
-            said.setdefault((each.code, each.values["entry"]), replace(each, place=str(output.path)))
-    return [*(each for each in plan.warnings if each.code not in CODES), *said.values()]
+    said = [
+        replace(each, place=str(output.path))
+        for output in outputs
+        for each in report_metadata(plan.source, output.moves, _rewrite_settled(output, plan))
+    ]
+    return [*(each for each in plan.warnings if each.code not in CODES), *said]
 
 
 def _find_record_copies(mounts: Sequence[Mount], records: Mapping[str, str], plan: ResolvedPlan) -> list[Move]:

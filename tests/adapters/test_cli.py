@@ -139,6 +139,17 @@ def test_root_chooses_the_model_of_a_file_with_several(tiny: Tiny, run: Run) -> 
         assert all(fqn.startswith(root) for fqn in load_file(out))
 
 
+@pytest.mark.parametrize("config", ["{", '{"peft_type": "LOHA"}', '{"peft_type": "LORA", "lora_alpha": 99, "r": 1}'])
+def test_a_config_of_another_adapter_in_the_folder_is_not_read(tiny: Tiny, run: Run, config: str) -> None:
+    (tiny.folder / "adapter_config.json").write_text(config)
+    for format in ("kohya", "comfy", "diffusers"):
+        lora = {fqn: each for fqn, each in make_lora(format).items() if not fqn.endswith(".alpha")}
+        path, out = tiny.write(f"{format}.safetensors", lora), tiny.folder / f"{format}.new.safetensors"
+        said = run("apply", tiny.rules, path, "-o", out)
+        assert said.code == 0, said.text
+        assert run("apply", tiny.rules, path, "-o", out, "--alpha", "3", "--force").code == 0
+
+
 def test_an_empty_root_chooses_the_modules_without_a_prefix(tiny: Tiny, run: Run) -> None:
     bare = make_lora("comfy")
     both = make_lora("diffusers") | {fqn.removeprefix("diffusion_model."): each for fqn, each in bare.items()}

@@ -99,6 +99,14 @@ def test_an_entry_that_one_output_cannot_have_is_reported_with_its_name(rules: P
     assert read(Path(outputs["a."]))["main"] == '{"main": "query"}'
 
 
+def test_every_output_that_keeps_an_old_name_is_named(rules: Path, tmp_path: Path) -> None:
+    source = save(tmp_path / "s.safetensors", "a.q", "b.q", "c.q", main='{"main": "c.q"}')
+    outputs = {f"{name}.": str(tmp_path / f"{name}.safetensors") for name in "abc"}
+    written = remapkit.apply(rules, source, outputs)
+    stale = [each.place for each in written.diagnostics if each.code == "RK369"]
+    assert stale == [outputs["a."], outputs["b."]]
+
+
 def test_every_shard_has_the_new_names(rules: Path, tmp_path: Path) -> None:
     source = save(tmp_path / "s.safetensors", "a.q", "a.k", "b.q", **quant("a.q", "a.k", "b.q"))
     remapkit.apply(rules, source, tmp_path / "o.safetensors", shard_size=100)
