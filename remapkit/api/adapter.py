@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from remapkit.adapters.alphas import CONFIG, PeftConfig
+from remapkit.adapters.alphas import CONFIG, METADATA, PeftConfig
 from remapkit.adapters.build import AdapterRules, Options, build_adapter
 from remapkit.api.adapter_options import AdapterOptions
 from remapkit.api.identify import identify_header
@@ -147,8 +147,11 @@ def name_way_back(error: InvalidRules, rules: CompiledRules) -> InvalidRules:
 
 def _refuse_second_alpha(built: AdapterRules, config: PeftConfig | None) -> None:
     """Raise `UsageError` (RK609) if an alpha was given for an adapter that has its own."""
-    own = [module.tensors["alpha"] for module in built.adapter.modules if "alpha" in module.tensors]
+    adapter = built.adapter
+    own = [module.tensors["alpha"] for module in adapter.modules if "alpha" in module.tensors]
     where = own[0] if own else CONFIG if config is not None else None
+    if where is None and adapter.style.format == "diffusers" and METADATA in adapter.header.metadata:
+        where = f"the metadata entry `{METADATA}`"
     if where is not None:
         title = f"--alpha is for adapters without alphas, and this one has them: {where}"
         help = ("leave it out; --fold-alpha multiplies the adapter's own alphas in",)

@@ -23,8 +23,14 @@ class AdapterFit:
 
 
 def is_adapter(names: Iterable[str]) -> bool:
-    """Return whether most of some names are those of an adapter; alphas, which other files have too, do not count."""
-    fqns = [fqn for fqn in names if not fqn.endswith(".alpha")]
+    """Return whether most of some names are those of an adapter.
+
+    Alphas and differences (`.diff`, `.diff_b`), whose names other files may have too, do not count.
+
+    >>> is_adapter(["a.lora_up.weight", "a.lora_down.weight", "b.diff", "b.diff_b", "c.diff"])
+    True
+    """
+    fqns = [fqn for fqn in names if not fqn.endswith((".alpha", ".diff", ".diff_b"))]
     if not can_be_adapter(fqns):
         return False
     return 2 * sum(find_adapter_module(fqn) is not None for fqn in fqns) > len(fqns)

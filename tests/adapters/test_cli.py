@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from remapkit.cli.app import main
 from tests.adapters.command_kit import (
@@ -431,3 +431,20 @@ def test_options_of_adapters_need_rules_in_check_and_diff(tiny: Tiny, run: Run) 
     assert said.code == 2 and "--fold-alpha needs the rules of a side" in said.err
     said = run("check", tiny.rules, "--fold-alpha")
     assert said.code == 2 and "--fold-alpha is for adapters" in said.err
+
+
+def test_an_alpha_beside_one_in_metadata_is_refused(tiny: Tiny, run: Run) -> None:
+    entry = json.dumps({"transformer.r": 2, "transformer.lora_alpha": 16})
+    path = tiny.folder / "lora.safetensors"
+    save_file(make_lora("diffusers"), path, metadata={"lora_adapter_metadata": entry})
+    said = run("apply", tiny.rules, path, "-o", tiny.folder / "new.safetensors", "--alpha", "4")
+    assert said.code == 2 and "the metadata entry `lora_adapter_metadata`" in said.text, said.text
+
+
+def test_differences_beside_a_few_matrices_are_an_adapter(tiny: Tiny, run: Run) -> None:
+    lora = {fqn: each for fqn, each in make_lora("comfy", ["img_in"]).items() if not fqn.endswith(".alpha")}
+    for key in ("blocks.0.qkv", "blocks.1.qkv"):
+        lora[f"diffusion_model.{key}.diff"] = torch.ones(SOURCE[f"{key}.weight"])
+    path, out = tiny.write("lora.safetensors", lora), tiny.folder / "new.safetensors"
+    said = run("apply", tiny.rules, path, "-o", out)
+    assert said.code == 0 and "is an adapter of" in said.text, said.text
