@@ -27,6 +27,8 @@ CONFIG = "adapter_config.json"
 """The file beside the weights of a PEFT adapter."""
 METADATA = "lora_adapter_metadata"
 """The entry of `__metadata__` in which diffusers saves the fields of such configs."""
+WRAPPED = "base_model.model."
+"""What PEFT puts before the names of the modules of the model that it wraps; a config has what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,15 @@ class Details:
     has_magnitudes: bool = False
     has_biases: bool = False
     has_transposed: bool = False
+
+
+def find_peft_start(prefix: str) -> str:
+    """Return how PEFT's names of modules start, which its config has, behind which are those of the model.
+
+    >>> find_peft_start("base_model.model.diffusion_model."), find_peft_start("unet.base_model.model.")
+    ('diffusion_model.', '')
+    """
+    return prefix.partition(WRAPPED)[2]
 
 
 def matches_module(pattern: str, module: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from remapkit.adapters.alphas import Details, PeftConfig, make_config
+from remapkit.adapters.alphas import Details, PeftConfig, find_peft_start, make_config
 from remapkit.adapters.derive import BIAS, Derived, Written, imply_shape
 from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.names import Adapter, Module, get_module
@@ -64,6 +64,7 @@ class Carrier:
         read: ReadNumber,
     ) -> None:
         self.adapter, self.fold, self.config, self.alpha, self.read = adapter, fold, config, alpha, read
+        self.style = adapter.style
         self.factors: dict[str, Factor] = {}
         self.loose: dict[str, Factor] = {}
         self.made: dict[str, Factor] = {}
@@ -93,7 +94,7 @@ class Carrier:
     def _find_number(self, module: str, rank: int) -> float | None:
         """Return the factor of a module without an alpha tensor."""
         if self.config is not None:
-            return self.config.find_factor(module, rank)
+            return self.config.find_factor(find_peft_start(self.adapter.style.prefix) + module, rank)
         if self.alpha is not None:
             return self.alpha / rank
         return None if self.adapter.style.alpha == "config" else 1.0
@@ -191,6 +192,7 @@ class Carrier:
 
     def follow(self, found: Derived, style: Style) -> None:
         """Add the alphas of the new modules, and multiply numbers in where they cannot be carried."""
+        self.style = style
         for weight, number in self.literal.items():
             self.factors[weight] = replace(self.factors[weight], number=1.0)
             _scale(found, weight, number)
@@ -276,11 +278,15 @@ class Carrier:
 
         `modules` are those of the new model.
         """
-        known = {name: (made.rank, made.number) for name, made in self.made.items() if made.number is not None}
+        start = find_peft_start(self.style.prefix)
+        known = {
+            start + name: (made.rank, made.number) for name, made in self.made.items() if made.number is not None
+        }
         if not known or len(known) < len(self.made):
             return None
         roles = {each.role for each in found.written}
         whole = sorted({key.rpartition(".")[0] for key in found.whole if not key.endswith(BIAS)} - {""})
+        modules, whole = [start + each for each in modules], [start + each for each in whole]
         biased = bool(roles & {"up_bias", "diff_bias"})
         details = Details(modules, whole, "magnitude" in roles, biased, bool(found.transposed))
         if self.config is not None:

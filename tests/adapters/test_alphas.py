@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 
 import pytest
@@ -15,6 +16,7 @@ import remapkit
 from remapkit.adapters.alphas import PeftConfig
 from remapkit.adapters.build import Options
 from remapkit.adapters.numbers import decode_number, is_exact, round_number
+from remapkit.adapters.summary import summarize_adapter
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 from tests.adapters.wild_kit import (
@@ -131,6 +133,42 @@ def test_numbers_of_a_config_go_to_every_format(target: str | None, rslora: bool
         new = PeftConfig.of(dict(built.config), "made")
         after = {module: new.find_factor(module, rank) for module, rank in built.ranks.items()}
     assert_same_effect(model, file, run(built, file), NAMES["peft"], NAMES[target or "peft"], (factors, after))
+
+
+def test_a_config_names_modules_by_all_that_follows_the_wrapped_model() -> None:
+    """PEFT knows `diffusion_model.a.o` by this name: in what is read, and in what is written."""
+    prefix, inner = "base_model.model.diffusion_model.", "diffusion_model."
+    model = make_model()
+    ranks = {module: 1 if module == "a.o" else 2 for module in MODULES}
+    config = read_config({"lora_alpha": 2, "alpha_pattern": {f"^{inner}a.o": 4, "^b.o": 64}})
+    file = make_file(model.base, MODULES, dotted(prefix), PEFT, rank=ranks.__getitem__)
+    built = model.derive(file, Options(config=config))
+    factors = {module: 4.0 if module == "a.o" else 1.0 for module in MODULES}
+    assert built.config is not None
+    assert all(module.startswith(inner) for module in built.config["target_modules"])
+    new = PeftConfig.of(dict(built.config), "made")
+    after = {module: new.find_factor(inner + module, rank) for module, rank in built.ranks.items()}
+    assert_same_effect(model, file, run(built, file), dotted(prefix), dotted(prefix), (factors, after))
+    header = StateDictSpec({fqn: spec_of(each) for fqn, each in file.items()})
+    (part,) = summarize_adapter(header, config, lambda fqn: None)
+    assert part.alphas == {2.0: 7, 4.0: 1}
+
+
+def test_patterns_of_a_written_config_have_what_follows_the_wrapped_model() -> None:
+    """There they are no ends of other names: without it, `q` is the end of `a.q`, and `b` that of `c.b`."""
+    base = StateDictSpec({f"{name}.weight": TensorSpec("F32", (4, 3)) for name in ("q", "a.q", "b", "c.b")})
+    rules = remapkit.loads("remapkit: 1\nname: same\nrules: [{id: r, path: '{x:**}.weight', to: '{x}.weight'}]")
+    prefix = "base_model.model.diffusion_model."
+    ranks = {"q": 1, "a.q": 2, "b": 2}
+    file = make_file(base, ranks, dotted(prefix), PEFT, rank=ranks.__getitem__)
+    config = Model(rules, base).derive(file, Options(config=read_config({"lora_alpha": 2}))).config
+    assert config is not None
+    assert config["r"] == 2 and list(config["rank_pattern"].values()) == [1]
+    ((pattern, _),) = config["rank_pattern"].items()
+    own = {m for m in ("q", "a.q", "b", "c.b") if re.match(rf"(.*\.)?({pattern})$", f"diffusion_model.{m}")}
+    assert own == {"q"}
+    targets = config["target_modules"]
+    assert isinstance(targets, list) and set(targets) == {f"diffusion_model.{m}" for m in ranks}
 
 
 def test_the_config_beside_a_file_of_kohya_is_not_its_own() -> None:
