@@ -9,6 +9,7 @@ modules that a new one is made of are, or none.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -70,14 +71,24 @@ class Carrier:
         self.made: dict[str, Factor] = {}
         self.literal: dict[str, float] = {}
         self.problems: list[Diagnostic] = []
+        empty: list[str] = []
         for module in adapter.modules:
-            rank = _find_rank(module, adapter.header, base)
-            if rank is not None and not module.is_loose:
-                self.factors[module.weight] = self._find_factor(module, rank)
-            for leaf, fqn in module.opaque.items():
-                if leaf.startswith("lora_embedding_A"):
-                    rank = adapter.header[fqn].shape[0] if adapter.header[fqn].shape else 0
-                    self.loose[module.weight] = Factor(rank, self._find_number(get_module(module.weight), rank or 1))
+            ranks = [_find_rank(module, adapter.header, base)] if not module.is_loose else []
+            embeddings = [fqn for leaf, fqn in module.opaque.items() if leaf.startswith("lora_embedding_A")]
+            embedded = [next(iter(adapter.header[fqn].shape), 0) for fqn in embeddings]
+            if 0 in (*ranks, *embedded):
+                empty.append(module.name)
+                continue
+            for rank in ranks:
+                if rank is not None:
+                    self.factors[module.weight] = self._find_factor(module, rank)
+            for rank in embedded:
+                self.loose[module.weight] = Factor(rank, self._find_number(get_module(module.weight), rank))
+        if empty:
+            title = f"the adapter of {count_noun(len(empty), 'module')} has the LoRA rank 0: it changes nothing"
+            help = ("check that the file is whole, or remove these tensors from it",)
+            place = adapter.header.name
+            self.problems.append(Diagnostic("RK735", title, notes=(list_names(empty),), help=help, place=place))
 
     def _find_factor(self, module: Module, rank: int) -> Factor:
         if (tensor := module.tensors.get("alpha")) is None:
@@ -193,9 +204,11 @@ class Carrier:
     def follow(self, found: Derived, style: Style) -> None:
         """Add the alphas of the new modules, and multiply numbers in where they cannot be carried."""
         self.style = style
+        scaled = _find_scaled(found) if self.literal else {}
         for weight, number in self.literal.items():
             self.factors[weight] = replace(self.factors[weight], number=1.0)
-            _scale(found, weight, number)
+            for at, source in scaled.get(get_module(weight), ()):
+                found.written[at] = _scale(found.written[at], source, number)
         self.literal, self.made = {}, {}
         unknown: list[str] = []
         for module, (rank, sources) in found.ranks.items():
@@ -306,22 +319,28 @@ def _find_rank(module: Module, header: Mapping[str, TensorSpec], base: Mapping[s
         return None if imply_shape(stored) is None else stored.first.shape[1]
 
 
-def _scale(found: Derived, weight: str, number: float) -> None:
-    """Multiply a number into what is made of the first matrix (up) of a module, and of the bias of its layer."""
+def _find_scaled(found: Derived) -> Mapping[str, list[tuple[int, str]]]:
+    """Return, for each module, where what is made of its first matrix (up) is, or of the bias of that layer.
+
+    With each place is the key of the weight, or of the bias.
+    """
+    places: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     for at, each in enumerate(found.written):
-        if each.role in ("up", "down"):
-            own = weight
-        elif each.role == "up_bias":
-            own = get_module(weight) + BIAS
-        else:
-            continue
-        if not any(part.source == own and part.place == 0 for part in each.side.parts):
-            continue
-        parts = tuple(
-            replace(part, ops=({"scale": number}, *part.ops)) if part.source == own and part.place == 0 else part
-            for part in each.side.parts
-        )
-        ops = each.side.ops
-        if len(parts) == 1 and not each.side.merged:
-            ops, parts = (*parts[0].ops, *ops), (replace(parts[0], ops=()),)
-        found.written[at] = replace(each, side=replace(each.side, parts=parts, ops=ops))
+        for key in {part.source for part in each.side.parts if part.place == 0}:
+            if each.role in ("up", "down"):
+                places[get_module(key)].append((at, key))
+            elif each.role == "up_bias":
+                places[key.removesuffix(BIAS)].append((at, key))
+    return places
+
+
+def _scale(made: Written, source: str, number: float) -> Written:
+    """Return what is made with a number multiplied into its first matrices of the adapter of a weight or bias."""
+    parts = tuple(
+        replace(part, ops=({"scale": number}, *part.ops)) if part.source == source and part.place == 0 else part
+        for part in made.side.parts
+    )
+    ops = made.side.ops
+    if len(parts) == 1 and not made.side.merged:
+        ops, parts = (*parts[0].ops, *ops), (replace(parts[0], ops=()),)
+    return replace(made, side=replace(made.side, parts=parts, ops=ops))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import remapkit
+from remapkit.adapters import derive
 from remapkit.adapters.alphas import PeftConfig
 from remapkit.adapters.build import Options
+from remapkit.adapters.derive import Written
 from remapkit.adapters.numbers import decode_number, is_exact, round_number
 from remapkit.adapters.summary import summarize_adapter
 from remapkit.diagnostics.errors import RemapkitError
@@ -337,3 +340,40 @@ def test_the_oracle_multiplies_biases() -> None:
     }
     base = {"m.bias": TensorSpec("F32", (2,))}
     assert find_updates(file, base, dotted(""), {"m": 3.0})["m.bias"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("leaves", [("lora_up.weight", "lora_down.weight"), ("lora_embedding_B", "lora_embedding_A")])
+def test_a_lora_rank_of_zero_is_refused(leaves: tuple[str, str]) -> None:
+    model = make_model()
+    up, down = leaves
+    prefix = "diffusion_model." if up == "lora_up.weight" else "base_model.model."
+    file = {f"{prefix}a.o.{up}": torch.ones(4, 0), f"{prefix}a.o.{down}": torch.ones(0, 3)}
+    file |= make_file(model.base, ["b.o"], dotted(prefix), KOHYA if up == "lora_up.weight" else PEFT)
+    for fold in (False, True):
+        with pytest.raises(RemapkitError, match="the adapter of 1 module has the LoRA rank 0") as caught:
+            model.derive(file, Options(fold=fold, config=read_config({"lora_alpha": 2})))
+        assert [each.code for each in caught.value.diagnostics] == ["RK735"]
+
+
+@pytest.mark.parametrize("target", ["kohya", "diffusers"])
+def test_numbers_are_multiplied_in_without_a_search_for_each_module(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor that is made is looked at a fixed number of times, however many there are."""
+    looked = Counter[str]()
+
+    class Counting(Written):
+        def __getattribute__(self, name: str) -> object:
+            looked[name] += 1
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(derive, "Written", Counting)
+    counts = []
+    for size in (4, 16):
+        base = StateDictSpec({f"b.{n}.q.weight": TensorSpec("F32", (4, 3)) for n in range(size)})
+        rules = remapkit.loads("remapkit: 1\nname: s\nrules: [{id: r, path: '{x:**}.weight', to: 'n.{x}.weight'}]")
+        file = make_file(base, [f"b.{n}.q" for n in range(size)], NAMES["peft"], PEFT)
+        looked.clear()
+        Model(rules, base).derive(file, Options(target, config=read_config({"lora_alpha": 8}), fold=True))
+        counts.append(looked["role"] + looked["side"])
+    assert 0 < counts[1] <= 4 * counts[0]
