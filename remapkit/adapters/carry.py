@@ -243,11 +243,22 @@ class Carrier:
 
     def _follow_loose(self, found: Derived, style: Style, unknown: list[str]) -> None:
         """Follow the numbers of modules that are only renamed: those of the LoRA of an embedding."""
+        lost: list[str] = []
         for target, module in found.loose.items():
             if (factor := self.loose.get(module.weight)) is not None:
                 self.made[target] = factor
-                if style.alpha != "config" and factor.number != 1.0:
+                if style.alpha != "config" and factor.number is None:
                     unknown.append(target)
+                elif style.alpha != "config" and factor.number != 1.0:
+                    lost.append(target)
+        if lost:
+            title = (
+                f"the LoRA of {count_noun(len(lost), 'embedding')} cannot follow: its alpha / LoRA rank is not 1, "
+                f"and {style.format} files have no place for it"
+            )
+            help = ("choose another format: --adapter-format peft",)
+            notes, place = (list_names(lost),), self.adapter.header.name
+            found.problems.append(Diagnostic("RK723", title, notes=notes, help=help, place=place))
 
     def _explain_unknown(self, modules: Sequence[str], style: Style) -> Diagnostic:
         title = f"the alpha of {count_noun(len(modules), 'module')} is not known, and the result depends on it"
