@@ -57,7 +57,7 @@ class PeftConfig:
         """Return the config of these data; raises `UsageError` (RK725)."""
         if not isinstance(data, Mapping):
             raise UsageError(_refuse(place, f"it must be an object, got {type(data).__name__}"))
-        _check_names(data, place)
+        check_names(data, place)
         alpha, alphas = data.get("lora_alpha"), data.get("alpha_pattern") or {}
         if data.get("peft_type", "LORA") != "LORA":
             raise UsageError(_refuse(place, f"`peft_type` must be LORA, got {data['peft_type']!r}"))
@@ -198,7 +198,7 @@ def _wrap(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 
 
-def _check_names(data: Mapping[str, Any], place: str) -> None:
+def check_names(data: Mapping[str, Any], place: str) -> None:
     """Raise `UsageError` (RK725) if fields with names of modules, or patterns of them, are of another form."""
     for name in ("alpha_pattern", "rank_pattern"):
         patterns = data.get(name) or {}
@@ -271,15 +271,20 @@ def _list_targets(targets: Collection[str], modules: Collection[str]) -> list[st
     (['a.q', 'b'], 'q|b')
     """
     known = set(targets)
-    ends = (end for module in modules if module not in known for end in _list_ends(module))
+    ends = (end for module in modules if module not in known for end in list_ends(module))
     if any(end in known for end in ends):
         return "|".join(map(re.escape, targets))
     return list(targets)
 
 
-def _list_ends(module: str) -> list[str]:
+def list_ends(module: str) -> list[str]:
+    """Return what PEFT takes for the name of a module: its name, and all ends of it after a dot.
+
+    >>> list_ends("blocks.0.q")
+    ['blocks.0.q', '0.q', 'q']
+    """
     segments = module.split(".")
-    return [".".join(segments[at:]) for at in range(1, len(segments))]
+    return [".".join(segments[at:]) for at in range(len(segments))]
 
 
 def write_config(config: Mapping[str, Any]) -> str:

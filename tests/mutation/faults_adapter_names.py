@@ -190,6 +190,38 @@ FAULTS: tuple[Fault, ...] = (
     ),
     # ------------------------------------------------------------------------------------------------ the config
     Fault(
+        "names of a config lack what follows the wrapped model",
+        "adapters/alphas.py",
+        "    return prefix.partition(WRAPPED)[2]\n",
+        '    return ""\n',
+        "PEFT's names of modules have all that follows base_model.model.",
+        ALPHAS,
+    ),
+    Fault(
+        "a name with a start is one for ends too",
+        "adapters/alphas.py",
+        "keys = (_END, _WHOLE) if at == 0 else (_END,)",
+        "keys = (_END, _WHOLE)",
+        "patterns that are looked up together match as each alone",
+        PEFT,
+    ),
+    Fault(
+        "dots of patterns are only dots",
+        "adapters/alphas.py",
+        "for key in (module[at], _ANY) if key in node]",
+        'for key in (module[at], _ANY if module[at] == "." else "") if key in node]',
+        "a dot in a pattern is for any character",
+        PEFT,
+    ),
+    Fault(
+        "an adapter of LoRA rank 0 is followed",
+        "adapters/carry.py",
+        "            if 0 in (*ranks, *embedded):\n",
+        "            if False:\n",
+        "nothing is divided by a LoRA rank of 0",
+        ALPHAS,
+    ),
+    Fault(
         "a pattern for one module is one for others too",
         "adapters/alphas.py",
         "and all(values[name] == values[module] for name, module in found):",
