@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
+import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ CONFIG = "adapter_config.json"
 """The file beside the weights of a PEFT adapter."""
 METADATA = "lora_adapter_metadata"
 """The entry of `__metadata__` in which diffusers saves the fields of such configs."""
+WRAPPED = "base_model.model."
+"""What PEFT puts before the names of the modules of the model that it wraps; a config has what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class PeftConfig:
     alphas: Mapping[str, float]
     is_rank_stabilized: bool
     place: str = CONFIG
+    _patterns: Patterns = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_patterns", Patterns(self.alphas))
 
     @classmethod
     def read(cls, path: Path) -> PeftConfig:
@@ -49,19 +57,14 @@ class PeftConfig:
         """Return the config of these data; raises `UsageError` (RK725)."""
         if not isinstance(data, Mapping):
             raise UsageError(_refuse(place, f"it must be an object, got {type(data).__name__}"))
+        check_names(data, place)
         alpha, alphas = data.get("lora_alpha"), data.get("alpha_pattern") or {}
         if data.get("peft_type", "LORA") != "LORA":
             raise UsageError(_refuse(place, f"`peft_type` must be LORA, got {data['peft_type']!r}"))
         if not _is_number(alpha):
-            raise UsageError(_refuse(place, f"`lora_alpha` must be a number, got {alpha!r}"))
-        if not isinstance(alphas, Mapping) or not all(_is_number(each) for each in alphas.values()):
+            raise UsageError(_refuse(place, f"`lora_alpha` must be a number, got {reprlib.repr(alpha)}"))
+        if not all(_is_number(each) for each in alphas.values()):
             raise UsageError(_refuse(place, "`alpha_pattern` must map names of modules to numbers"))
-        for pattern in alphas:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                title = f"`alpha_pattern` must have regular expressions, got {pattern!r}: {error}"
-                raise UsageError(_refuse(place, title)) from None
         assert isinstance(alpha, int | float)
         return cls(data, float(alpha), dict(alphas), data.get("use_rslora") is True, place)
 
@@ -91,8 +94,8 @@ class PeftConfig:
         >>> PeftConfig({}, 8.0, {"attn.to_q": 4.0}, False).find_alpha("blocks.0.attn.to_q")
         4.0
         """
-        matches = (alpha for pattern, alpha in self.alphas.items() if matches_module(pattern, module))
-        return float(next(matches, self.alpha))
+        pattern = self._patterns.find(module)
+        return float(self.alpha if pattern is None else self.alphas[pattern])
 
     def find_factor(self, module: str, rank: int) -> float:
         """Return what up @ down is multiplied by."""
@@ -101,14 +104,16 @@ class PeftConfig:
     def rewrite(self, factors: Mapping[str, tuple[int, float]], details: Details | None = None) -> dict[str, Any]:
         """Return the config of an adapter with these modules, each with its LoRA rank and its factor.
 
-        Fields that no module's name is in stay.
+        Fields that no module's name is in stay. `target_parameters` goes: all weights that are adapted are those of
+        modules in `target_modules`.
 
         >>> config = PeftConfig({"r": 4, "use_rslora": True, "bias": "none"}, 8.0, {}, True)
         >>> new = config.rewrite({"a": (4, 2.0), "b": (12, 2.0)})
         >>> new["r"], new["lora_alpha"], new["rank_pattern"], new["alpha_pattern"], new["use_rslora"], new["bias"]
         (4, 8, {'b': 12}, {'b': 24}, False, 'none')
         """
-        return {**self.data, **make_config(factors, details)}
+        gone = {"target_parameters": None} if "target_parameters" in self.data else {}
+        return {**self.data, **make_config(factors, details), **gone}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +132,93 @@ class Details:
     has_transposed: bool = False
 
 
+def find_peft_start(prefix: str) -> str:
+    """Return how PEFT's names of modules start, which its config has, behind which are those of the model.
+
+    >>> find_peft_start("base_model.model.diffusion_model."), find_peft_start("unet.base_model.model.")
+    ('diffusion_model.', '')
+    """
+    return prefix.partition(WRAPPED)[2]
+
+
+class Patterns:
+    """Patterns of `alpha_pattern` or `rank_pattern`, each for the modules whose names end with what it matches.
+
+    Most are names. They are held against a module's name together, one character after another from the end, so that
+    a name costs no more with thousands of them; other regular expressions are tried one after the other.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = tuple(patterns)
+        self._tree: dict[str, Any] = {}
+        self._others: list[int] = []
+        for at, pattern in enumerate(self.patterns):
+            if _NAME.fullmatch(pattern) is None:
+                self._others.append(at)
+                continue
+            node = self._tree
+            for token in reversed(_CHARACTER.findall(pattern.removeprefix("^"))):
+                node = node.setdefault(_ANY if token == "." else token[-1], {})
+            node.setdefault(_WHOLE if pattern.startswith("^") else _END, []).append(at)
+
+    def find(self, module: str) -> str | None:
+        """Return the first pattern that is for a module."""
+        return next(iter(self.find_all(module)), None)
+
+    def find_all(self, module: str) -> list[str]:
+        """Return all patterns that are for a module, in their order.
+
+        >>> Patterns(["k", "a.q", "^q", "(q|k)", "q"]).find_all("b.a.q")
+        ['a.q', '(q|k)', 'q']
+        """
+        found = [at for at in self._others if matches_module(self.patterns[at], module)]
+        nodes = [self._tree]
+        for at in range(len(module), -1, -1):
+            if at < len(module):
+                nodes = [node[key] for node in nodes for key in (module[at], _ANY) if key in node]
+            if at == 0 or module[at - 1] == ".":
+                keys = (_END, _WHOLE) if at == 0 else (_END,)
+                found += [each for node in nodes for key in keys for each in node.get(key, ())]
+        return [self.patterns[at] for at in sorted(found)]
+
+
+_NAME = re.compile(r"\^?(?:[\w.-]|\\[^\w\n])*")
+"""A regular expression that is a name: characters, some escaped, and dots, which stand for any."""
+_CHARACTER = re.compile(r"\\.|.")
+_ANY, _END, _WHOLE = "any", "end", "whole"
+
+
 def matches_module(pattern: str, module: str) -> bool:
     """Return whether a pattern of `alpha_pattern` or `rank_pattern` is for a module."""
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    return re.match(_wrap(pattern), module) is not None
+
+
+def _wrap(pattern: str) -> str:
+    """Return the regular expression that PEFT makes of a pattern."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def check_names(data: Mapping[str, Any], place: str) -> None:
+    """Raise `UsageError` (RK725) if fields with names of modules, or patterns of them, are of another form."""
+    for name in ("alpha_pattern", "rank_pattern"):
+        patterns = data.get(name) or {}
+        if not isinstance(patterns, Mapping):
+            raise UsageError(_refuse(place, f"`{name}` must map names of modules to numbers"))
+        for pattern in patterns:
+            try:
+                re.compile(_wrap(pattern))
+            except (re.error, OverflowError, RecursionError) as error:
+                title = (
+                    f"`{name}` must have regular expressions, got {pattern!r}, which PEFT puts into {_wrap('...')}"
+                )
+                raise UsageError(_refuse(place, f"{title}: {getattr(error, 'msg', error)}")) from None
+    for name in ("target_modules", "modules_to_save"):
+        names = data.get(name)
+        is_text = isinstance(names, str) and name == "target_modules"
+        if names is None or is_text:
+            continue
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise UsageError(_refuse(place, f"`{name}` must be a list of names, got {reprlib.repr(names)}"))
 
 
 def make_config(factors: Mapping[str, tuple[int, float]], details: Details | None = None) -> dict[str, Any]:
@@ -165,7 +254,8 @@ def _list_patterns(values: Mapping[str, float], usual: float) -> dict[str, float
     """
     names = [name for name, value in values.items() if value != usual]
     try:
-        found = [(name, module) for name in names for module in values if matches_module(name, module)]
+        patterns = Patterns(names)
+        found = [(name, module) for module in values for name in patterns.find_all(module)]
     except re.error:
         found = []
     finds_itself = {name for name, module in found if name == module}
@@ -181,15 +271,20 @@ def _list_targets(targets: Collection[str], modules: Collection[str]) -> list[st
     (['a.q', 'b'], 'q|b')
     """
     known = set(targets)
-    ends = (end for module in modules if module not in known for end in _list_ends(module))
+    ends = (end for module in modules if module not in known for end in list_ends(module))
     if any(end in known for end in ends):
         return "|".join(map(re.escape, targets))
     return list(targets)
 
 
-def _list_ends(module: str) -> list[str]:
+def list_ends(module: str) -> list[str]:
+    """Return what PEFT takes for the name of a module: its name, and all ends of it after a dot.
+
+    >>> list_ends("blocks.0.q")
+    ['blocks.0.q', '0.q', 'q']
+    """
     segments = module.split(".")
-    return [".".join(segments[at:]) for at in range(1, len(segments))]
+    return [".".join(segments[at:]) for at in range(len(segments))]
 
 
 def write_config(config: Mapping[str, Any]) -> str:
@@ -203,7 +298,9 @@ def _shorten(number: float) -> float:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # an integer may be too large to become a float
 
 
 def _refuse(place: str, what: str) -> Diagnostic:

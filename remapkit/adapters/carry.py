@@ -9,12 +9,13 @@ modules that a new one is made of are, or none.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from remapkit.adapters.alphas import Details, PeftConfig, make_config
+from remapkit.adapters.alphas import Details, PeftConfig, find_peft_start, make_config
 from remapkit.adapters.derive import BIAS, Derived, Written, imply_shape
 from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.names import Adapter, Module, get_module
@@ -64,19 +65,30 @@ class Carrier:
         read: ReadNumber,
     ) -> None:
         self.adapter, self.fold, self.config, self.alpha, self.read = adapter, fold, config, alpha, read
+        self.style = adapter.style
         self.factors: dict[str, Factor] = {}
         self.loose: dict[str, Factor] = {}
         self.made: dict[str, Factor] = {}
         self.literal: dict[str, float] = {}
         self.problems: list[Diagnostic] = []
+        empty: list[str] = []
         for module in adapter.modules:
-            rank = _find_rank(module, adapter.header, base)
-            if rank is not None and not module.is_loose:
-                self.factors[module.weight] = self._find_factor(module, rank)
-            for leaf, fqn in module.opaque.items():
-                if leaf.startswith("lora_embedding_A"):
-                    rank = adapter.header[fqn].shape[0] if adapter.header[fqn].shape else 0
-                    self.loose[module.weight] = Factor(rank, self._find_number(get_module(module.weight), rank or 1))
+            ranks = [_find_rank(module, adapter.header, base)] if not module.is_loose else []
+            embeddings = [fqn for leaf, fqn in module.opaque.items() if leaf.startswith("lora_embedding_A")]
+            embedded = [next(iter(adapter.header[fqn].shape), 0) for fqn in embeddings]
+            if 0 in (*ranks, *embedded):
+                empty.append(module.name)
+                continue
+            for rank in ranks:
+                if rank is not None:
+                    self.factors[module.weight] = self._find_factor(module, rank)
+            for rank in embedded:
+                self.loose[module.weight] = Factor(rank, self._find_number(get_module(module.weight), rank))
+        if empty:
+            title = f"the adapter of {count_noun(len(empty), 'module')} has the LoRA rank 0: it changes nothing"
+            help = ("check that the file is whole, or remove these tensors from it",)
+            place = adapter.header.name
+            self.problems.append(Diagnostic("RK735", title, notes=(list_names(empty),), help=help, place=place))
 
     def _find_factor(self, module: Module, rank: int) -> Factor:
         if (tensor := module.tensors.get("alpha")) is None:
@@ -93,7 +105,7 @@ class Carrier:
     def _find_number(self, module: str, rank: int) -> float | None:
         """Return the factor of a module without an alpha tensor."""
         if self.config is not None:
-            return self.config.find_factor(module, rank)
+            return self.config.find_factor(find_peft_start(self.adapter.style.prefix) + module, rank)
         if self.alpha is not None:
             return self.alpha / rank
         return None if self.adapter.style.alpha == "config" else 1.0
@@ -191,9 +203,12 @@ class Carrier:
 
     def follow(self, found: Derived, style: Style) -> None:
         """Add the alphas of the new modules, and multiply numbers in where they cannot be carried."""
+        self.style = style
+        scaled = _find_scaled(found) if self.literal else {}
         for weight, number in self.literal.items():
             self.factors[weight] = replace(self.factors[weight], number=1.0)
-            _scale(found, weight, number)
+            for at, source in scaled.get(get_module(weight), ()):
+                found.written[at] = _scale(found.written[at], source, number)
         self.literal, self.made = {}, {}
         unknown: list[str] = []
         for module, (rank, sources) in found.ranks.items():
@@ -228,11 +243,22 @@ class Carrier:
 
     def _follow_loose(self, found: Derived, style: Style, unknown: list[str]) -> None:
         """Follow the numbers of modules that are only renamed: those of the LoRA of an embedding."""
+        lost: list[str] = []
         for target, module in found.loose.items():
             if (factor := self.loose.get(module.weight)) is not None:
                 self.made[target] = factor
-                if style.alpha != "config" and factor.number != 1.0:
+                if style.alpha != "config" and factor.number is None:
                     unknown.append(target)
+                elif style.alpha != "config" and factor.number != 1.0:
+                    lost.append(target)
+        if lost:
+            title = (
+                f"the LoRA of {count_noun(len(lost), 'embedding')} cannot follow: its alpha / LoRA rank is not 1, "
+                f"and {style.format} files have no place for it"
+            )
+            help = ("choose another format: --adapter-format peft",)
+            notes, place = (list_names(lost),), self.adapter.header.name
+            found.problems.append(Diagnostic("RK723", title, notes=notes, help=help, place=place))
 
     def _explain_unknown(self, modules: Sequence[str], style: Style) -> Diagnostic:
         title = f"the alpha of {count_noun(len(modules), 'module')} is not known, and the result depends on it"
@@ -276,11 +302,15 @@ class Carrier:
 
         `modules` are those of the new model.
         """
-        known = {name: (made.rank, made.number) for name, made in self.made.items() if made.number is not None}
+        start = find_peft_start(self.style.prefix)
+        known = {
+            start + name: (made.rank, made.number) for name, made in self.made.items() if made.number is not None
+        }
         if not known or len(known) < len(self.made):
             return None
         roles = {each.role for each in found.written}
         whole = sorted({key.rpartition(".")[0] for key in found.whole if not key.endswith(BIAS)} - {""})
+        modules, whole = [start + each for each in modules], [start + each for each in whole]
         biased = bool(roles & {"up_bias", "diff_bias"})
         details = Details(modules, whole, "magnitude" in roles, biased, bool(found.transposed))
         if self.config is not None:
@@ -300,22 +330,28 @@ def _find_rank(module: Module, header: Mapping[str, TensorSpec], base: Mapping[s
         return None if imply_shape(stored) is None else stored.first.shape[1]
 
 
-def _scale(found: Derived, weight: str, number: float) -> None:
-    """Multiply a number into what is made of the first matrix (up) of a module, and of the bias of its layer."""
+def _find_scaled(found: Derived) -> Mapping[str, list[tuple[int, str]]]:
+    """Return, for each module, where what is made of its first matrix (up) is, or of the bias of that layer.
+
+    With each place is the key of the weight, or of the bias.
+    """
+    places: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     for at, each in enumerate(found.written):
-        if each.role in ("up", "down"):
-            own = weight
-        elif each.role == "up_bias":
-            own = get_module(weight) + BIAS
-        else:
-            continue
-        if not any(part.source == own and part.place == 0 for part in each.side.parts):
-            continue
-        parts = tuple(
-            replace(part, ops=({"scale": number}, *part.ops)) if part.source == own and part.place == 0 else part
-            for part in each.side.parts
-        )
-        ops = each.side.ops
-        if len(parts) == 1 and not each.side.merged:
-            ops, parts = (*parts[0].ops, *ops), (replace(parts[0], ops=()),)
-        found.written[at] = replace(each, side=replace(each.side, parts=parts, ops=ops))
+        for key in {part.source for part in each.side.parts if part.place == 0}:
+            if each.role in ("up", "down"):
+                places[get_module(key)].append((at, key))
+            elif each.role == "up_bias":
+                places[key.removesuffix(BIAS)].append((at, key))
+    return places
+
+
+def _scale(made: Written, source: str, number: float) -> Written:
+    """Return what is made with a number multiplied into its first matrices of the adapter of a weight or bias."""
+    parts = tuple(
+        replace(part, ops=({"scale": number}, *part.ops)) if part.source == source and part.place == 0 else part
+        for part in made.side.parts
+    )
+    ops = made.side.ops
+    if len(parts) == 1 and not made.side.merged:
+        ops, parts = (*parts[0].ops, *ops), (replace(parts[0], ops=()),)
+    return replace(made, side=replace(made.side, parts=parts, ops=ops))

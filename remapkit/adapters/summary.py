@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remapkit.adapters.alphas import CONFIG, PeftConfig
+from remapkit.adapters.alphas import CONFIG, PeftConfig, find_peft_start
 from remapkit.adapters.names import split_leaf
 from remapkit.companions.formats import Formats, Role, read_formats
 from remapkit.diagnostics.wording import count_noun, join_words
@@ -106,7 +106,7 @@ def _summarize_part(
             alphas[read(own["alpha"])] += 1
             has_alphas = True
         elif config is not None and format in ("", "peft"):
-            alphas[config.find_alpha(module[len(prefix) :])] += 1
+            alphas[config.find_alpha(find_peft_start(prefix) + module[len(prefix) :])] += 1
     declared = read_formats().alphas.get(format, "none")
     alpha_in = "tensor" if has_alphas else "config" if alphas or declared == "config" else "none"
     return AdapterPart(format, prefix, len(modules), dict(kinds.most_common()), dict(ranks), dict(alphas), alpha_in)

@@ -63,7 +63,7 @@ class FollowedAdapter:
         if after.format != "diffusers" or before.prefix != after.prefix:
             return plan.with_entries({LORA: None})  # no other format has it, and its names are of another model
         component = after.prefix.removesuffix(".")
-        new = rewrite_lora_entry(text, component, self.built.renamed, self.built.factors)
+        new = rewrite_lora_entry(text, component, self.built.renamed, self.built.factors, self.built.fields)
         return plan.with_entries({LORA: new})
 
     def check(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import remapkit
+from remapkit.adapters import derive
 from remapkit.adapters.alphas import PeftConfig
 from remapkit.adapters.build import Options
+from remapkit.adapters.derive import Written
 from remapkit.adapters.numbers import decode_number, is_exact, round_number
+from remapkit.adapters.summary import summarize_adapter
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 from tests.adapters.wild_kit import (
@@ -131,6 +136,42 @@ def test_numbers_of_a_config_go_to_every_format(target: str | None, rslora: bool
         new = PeftConfig.of(dict(built.config), "made")
         after = {module: new.find_factor(module, rank) for module, rank in built.ranks.items()}
     assert_same_effect(model, file, run(built, file), NAMES["peft"], NAMES[target or "peft"], (factors, after))
+
+
+def test_a_config_names_modules_by_all_that_follows_the_wrapped_model() -> None:
+    """PEFT knows `diffusion_model.a.o` by this name: in what is read, and in what is written."""
+    prefix, inner = "base_model.model.diffusion_model.", "diffusion_model."
+    model = make_model()
+    ranks = {module: 1 if module == "a.o" else 2 for module in MODULES}
+    config = read_config({"lora_alpha": 2, "alpha_pattern": {f"^{inner}a.o": 4, "^b.o": 64}})
+    file = make_file(model.base, MODULES, dotted(prefix), PEFT, rank=ranks.__getitem__)
+    built = model.derive(file, Options(config=config))
+    factors = {module: 4.0 if module == "a.o" else 1.0 for module in MODULES}
+    assert built.config is not None
+    assert all(module.startswith(inner) for module in built.config["target_modules"])
+    new = PeftConfig.of(dict(built.config), "made")
+    after = {module: new.find_factor(inner + module, rank) for module, rank in built.ranks.items()}
+    assert_same_effect(model, file, run(built, file), dotted(prefix), dotted(prefix), (factors, after))
+    header = StateDictSpec({fqn: spec_of(each) for fqn, each in file.items()})
+    (part,) = summarize_adapter(header, config, lambda fqn: None)
+    assert part.alphas == {2.0: 7, 4.0: 1}
+
+
+def test_patterns_of_a_written_config_have_what_follows_the_wrapped_model() -> None:
+    """There they are no ends of other names: without it, `q` is the end of `a.q`, and `b` that of `c.b`."""
+    base = StateDictSpec({f"{name}.weight": TensorSpec("F32", (4, 3)) for name in ("q", "a.q", "b", "c.b")})
+    rules = remapkit.loads("remapkit: 1\nname: same\nrules: [{id: r, path: '{x:**}.weight', to: '{x}.weight'}]")
+    prefix = "base_model.model.diffusion_model."
+    ranks = {"q": 1, "a.q": 2, "b": 2}
+    file = make_file(base, ranks, dotted(prefix), PEFT, rank=ranks.__getitem__)
+    config = Model(rules, base).derive(file, Options(config=read_config({"lora_alpha": 2}))).config
+    assert config is not None
+    assert config["r"] == 2 and list(config["rank_pattern"].values()) == [1]
+    ((pattern, _),) = config["rank_pattern"].items()
+    own = {m for m in ("q", "a.q", "b", "c.b") if re.match(rf"(.*\.)?({pattern})$", f"diffusion_model.{m}")}
+    assert own == {"q"}
+    targets = config["target_modules"]
+    assert isinstance(targets, list) and set(targets) == {f"diffusion_model.{m}" for m in ranks}
 
 
 def test_the_config_beside_a_file_of_kohya_is_not_its_own() -> None:
@@ -299,3 +340,40 @@ def test_the_oracle_multiplies_biases() -> None:
     }
     base = {"m.bias": TensorSpec("F32", (2,))}
     assert find_updates(file, base, dotted(""), {"m": 3.0})["m.bias"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("leaves", [("lora_up.weight", "lora_down.weight"), ("lora_embedding_B", "lora_embedding_A")])
+def test_a_lora_rank_of_zero_is_refused(leaves: tuple[str, str]) -> None:
+    model = make_model()
+    up, down = leaves
+    prefix = "diffusion_model." if up == "lora_up.weight" else "base_model.model."
+    file = {f"{prefix}a.o.{up}": torch.ones(4, 0), f"{prefix}a.o.{down}": torch.ones(0, 3)}
+    file |= make_file(model.base, ["b.o"], dotted(prefix), KOHYA if up == "lora_up.weight" else PEFT)
+    for fold in (False, True):
+        with pytest.raises(RemapkitError, match="the adapter of 1 module has the LoRA rank 0") as caught:
+            model.derive(file, Options(fold=fold, config=read_config({"lora_alpha": 2})))
+        assert [each.code for each in caught.value.diagnostics] == ["RK735"]
+
+
+@pytest.mark.parametrize("target", ["kohya", "diffusers"])
+def test_numbers_are_multiplied_in_without_a_search_for_each_module(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor that is made is looked at a fixed number of times, however many there are."""
+    looked = Counter[str]()
+
+    class Counting(Written):
+        def __getattribute__(self, name: str) -> object:
+            looked[name] += 1
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(derive, "Written", Counting)
+    counts = []
+    for size in (4, 16):
+        base = StateDictSpec({f"b.{n}.q.weight": TensorSpec("F32", (4, 3)) for n in range(size)})
+        rules = remapkit.loads("remapkit: 1\nname: s\nrules: [{id: r, path: '{x:**}.weight', to: 'n.{x}.weight'}]")
+        file = make_file(base, [f"b.{n}.q" for n in range(size)], NAMES["peft"], PEFT)
+        looked.clear()
+        Model(rules, base).derive(file, Options(target, config=read_config({"lora_alpha": 8}), fold=True))
+        counts.append(looked["role"] + looked["side"])
+    assert 0 < counts[1] <= 4 * counts[0]

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
-from remapkit.adapters.alphas import Details, PeftConfig, make_config, write_config
+from remapkit.adapters import alphas
+from remapkit.adapters.alphas import Details, Patterns, PeftConfig, make_config, write_config
 from remapkit.adapters.build import Options
 from remapkit.diagnostics.errors import RemapkitError
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
@@ -67,6 +68,38 @@ def test_alphas_are_looked_up_as_peft_does(patterns: dict[str, int], module: str
     assert config.find_alpha(module) == look_up(patterns, module, 16)
 
 
+PATTERN = st.text("ab.^-\\\\+", max_size=4).filter(lambda text: compiles(rf"(.*\.)?({text})$"))
+
+
+def compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.one_of(PATTERN, MODULES.filter(compiles), MODULES.map(re.escape)), max_size=6, unique=True),
+    st.one_of(st.text("ab.-", max_size=5), MODULES),
+)
+def test_patterns_looked_up_together_are_those_looked_up_alone(patterns: list[str], module: str) -> None:
+    alone = [pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)]
+    assert Patterns(patterns).find_all(module) == alone
+
+
+def test_names_in_patterns_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of modules with their own LoRA ranks: read and written without a regular expression for each pair."""
+    tried = []
+    monkeypatch.setattr(alphas, "matches_module", lambda pattern, module: tried.append(pattern))
+    factors = {f"b.{n}.q": (1 + n % 3, 1.0) for n in range(60)} | {"q": (2, 1.0)}
+    config = PeftConfig.of({**make_config(factors), "peft_type": "LORA"}, "made")
+    for module, (rank, _) in factors.items():
+        assert config.find_alpha(module) == rank
+    assert not tried
+
+
 BAD = {
     "a list": ([], "it must be an object, got list"),
     "another kind": ({"peft_type": "LOHA", "lora_alpha": 1}, "`peft_type` must be LORA, got 'LOHA'"),
@@ -76,6 +109,12 @@ BAD = {
     "patterns of texts": ({"lora_alpha": 1, "alpha_pattern": {"q": "4"}}, "must map names of modules to numbers"),
     "a list of patterns": ({"lora_alpha": 1, "alpha_pattern": ["q"]}, "must map names of modules to numbers"),
     "no expression": ({"lora_alpha": 1, "alpha_pattern": {"a(": 4}}, "must have regular expressions, got 'a('"),
+    "flags": ({"lora_alpha": 1, "alpha_pattern": {"(?i)q": 4}}, "must have regular expressions, got '(?i)q'"),
+    "a large number": ({"lora_alpha": 10**400}, "`lora_alpha` must be a number, got 1000000"),
+    "a list of ranks": ({"lora_alpha": 1, "rank_pattern": ["x"]}, "`rank_pattern` must map names of modules to"),
+    "a text of ranks": ({"lora_alpha": 1, "rank_pattern": "x"}, "`rank_pattern` must map names of modules to"),
+    "no names": ({"lora_alpha": 1, "modules_to_save": [{}]}, "`modules_to_save` must be a list of names, got [{}]"),
+    "no targets": ({"lora_alpha": 1, "target_modules": [5]}, "`target_modules` must be a list of names, got [5]"),
 }
 
 
@@ -146,6 +185,30 @@ def test_whole_modules_biases_and_other_fields_of_a_config(model: Model) -> None
     assert new["layers_to_transform"] is None and new["layers_pattern"] is None
     kept = ("task_type", "base_model_name_or_path", "bias", "lora_dropout", "use_dora")
     assert {field: new[field] for field in kept} == {field: CONFIG[field] for field in kept}
+
+
+def test_parameters_with_old_names_are_targets_no_more(model: Model) -> None:
+    """`target_parameters` may name the weight of a layer, whose module is in `target_modules` then."""
+    file = make_file(model.base, ["layers.0.q"], dotted("base_model.model."), PEFT)
+    data = {"lora_alpha": 2, "target_parameters": ["layers.0.q.weight"]}
+    config = model.derive(file, Options(config=PeftConfig.of(data, "config"))).config
+    assert config is not None
+    assert config["target_parameters"] is None and config["target_modules"] == ["blocks.0.q"]
+    config = model.derive(file, Options(config=PeftConfig.of({"lora_alpha": 2}, "config"))).config
+    assert config is not None and "target_parameters" not in config  # which older versions of PEFT do not know
+
+
+def test_a_known_alpha_without_a_place_is_not_called_unknown(model: Model) -> None:
+    """diffusers' files have no alpha of an embedding, and its matrices are only renamed."""
+    prefix = "base_model.model.embed.lora_embedding_"
+    file = {f"{prefix}A": torch.ones(2, 9), f"{prefix}B": torch.ones(4, 2)}
+    file |= make_file(model.base, ["layers.0.q"], dotted("base_model.model."), PEFT)
+    with pytest.raises(RemapkitError, match="diffusers files have no place for it") as caught:
+        model.derive(file, Options("diffusers", config=PeftConfig.of({"lora_alpha": 8}, "config")))
+    assert [each.code for each in caught.value.diagnostics] == ["RK723"]
+    model.derive(file, Options("diffusers", config=PeftConfig.of({"lora_alpha": 2}, "config")))
+    with pytest.raises(RemapkitError, match="is not known"):
+        model.derive(file, Options("diffusers"))
 
 
 def test_magnitudes_are_told(model: Model) -> None:

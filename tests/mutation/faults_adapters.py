@@ -287,8 +287,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "numbers are not multiplied in",
         "adapters/carry.py",
-        "            _scale(found, weight, number)\n",
-        "            pass\n",
+        "                found.written[at] = _scale(found.written[at], source, number)\n",
+        "                pass\n",
         "an alpha that is in no tensor is folded too",
         TABLES,
     ),

@@ -100,7 +100,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "alpha patterns are ignored",
         "adapters/summary.py",
-        "config.find_alpha(module[len(prefix) :])",
+        "config.find_alpha(find_peft_start(prefix) + module[len(prefix) :])",
         "config.alpha",
         "alphas of a config are those of its patterns",
         SUMMARY,

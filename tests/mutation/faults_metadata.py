@@ -200,9 +200,17 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "old targets stay",
         "adapters/metadata.py",
-        "(_has_stale(fields, modules, factors) or not _says(fields, factors))",
-        "not _says(fields, factors)",
+        "(_has_stale(fields, modules, factors) or not _says(fields, factors, others))",
+        "not _says(fields, factors, others)",
         "no end of an old path stays",
+        METADATA_LORA,
+    ),
+    Fault(
+        "old targets may name other modules",
+        "adapters/metadata.py",
+        "for module in (*factors, *others) if",
+        "for module in factors if",
+        "an entry adapts the modules of the adapter and no others",
         METADATA_LORA,
     ),
 )
