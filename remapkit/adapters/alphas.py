@@ -43,9 +43,11 @@ class PeftConfig:
     is_rank_stabilized: bool
     place: str = CONFIG
     _patterns: Patterns = field(init=False, repr=False, compare=False)
+    _rank_patterns: Patterns = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_patterns", Patterns(self.alphas))
+        object.__setattr__(self, "_rank_patterns", Patterns(self.data.get("rank_pattern") or {}))
 
     @classmethod
     def read(cls, path: Path) -> PeftConfig:
@@ -101,6 +103,17 @@ class PeftConfig:
         """Return what up @ down is multiplied by."""
         return self.find_alpha(module) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
+    def find_rank(self, module: str) -> int | None:
+        """Return the LoRA rank that the config gives a module; None if it does not say.
+
+        >>> PeftConfig({"r": 8, "rank_pattern": {"to_q": 4}}, 8.0, {}, False).find_rank("blocks.0.to_q")
+        4
+        """
+        ranks = self.data.get("rank_pattern") or {}
+        pattern = self._rank_patterns.find(module)
+        rank = self.data.get("r") if pattern is None else ranks[pattern]
+        return rank if isinstance(rank, int) and not isinstance(rank, bool) else None
+
     def rewrite(self, factors: Mapping[str, tuple[int, float]], details: Details | None = None) -> dict[str, Any]:
         """Return the config of an adapter with these modules, each with its LoRA rank and its factor.
 
@@ -113,7 +126,7 @@ class PeftConfig:
         (4, 8, {'b': 12}, {'b': 24}, False, 'none')
         """
         gone = {"target_parameters": None} if "target_parameters" in self.data else {}
-        return {**self.data, **make_config(factors, details), **gone}
+        return {"peft_type": "LORA", **self.data, **make_config(factors, details), **gone}
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class _Builder:
             self.first,
             self.style,
             fields if self.style.alpha == "config" else None,
-            tuple(self.notes),
+            (*self.notes, *self.carrier.notes),
             self.renamed or {},
             {module: factor.rank for module, factor in made.items()},
             {module: factor.find_alpha() for module, factor in made.items()},

@@ -22,7 +22,7 @@ from remapkit.adapters.names import Adapter, Module, get_module
 from remapkit.adapters.numbers import is_exact
 from remapkit.adapters.push import Part, Side, Stored, find_rank
 from remapkit.companions.formats import Style
-from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.diagnostic import Diagnostic, Severity
 from remapkit.diagnostics.wording import count_noun, list_names
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
@@ -30,6 +30,8 @@ from remapkit.tensors.spec import TensorSpec
 
 ReadNumber = Callable[[str], float | None]
 """Returns the number that a tensor of the file holds; None if values are not at hand."""
+MOST_FACTOR = 32
+"""F16 has few exponents: matrices of a LoRA keep their digits with factors from 1 / this number up to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Carrier:
         self.made: dict[str, Factor] = {}
         self.literal: dict[str, float] = {}
         self.problems: list[Diagnostic] = []
+        self.notes: list[Diagnostic] = []
         empty: list[str] = []
         for module in adapter.modules:
             ranks = [_find_rank(module, adapter.header, base)] if not module.is_loose else []
@@ -82,6 +85,7 @@ class Carrier:
             for rank in ranks:
                 if rank is not None:
                     self.factors[module.weight] = self._find_factor(module, rank)
+                    self._compare_rank(module, rank)
             for rank in embedded:
                 self.loose[module.weight] = Factor(rank, self._find_number(get_module(module.weight), rank))
         if empty:
@@ -89,6 +93,16 @@ class Carrier:
             help = ("check that the file is whole, or remove these tensors from it",)
             place = adapter.header.name
             self.problems.append(Diagnostic("RK735", title, notes=(list_names(empty),), help=help, place=place))
+
+    def _compare_rank(self, module: Module, rank: int) -> None:
+        """Add a problem if the config has another LoRA rank than the matrices: its alphas are of another adapter."""
+        if self.config is None or "alpha" in module.tensors or any(each.code == "RK739" for each in self.problems):
+            return
+        declared = self.config.find_rank(find_peft_start(self.adapter.style.prefix) + get_module(module.weight))
+        if declared not in (None, rank):
+            title = f"the config gives {module.name} the LoRA rank {declared}, and its matrices have {rank}"
+            help = ("check that the config belongs to this file; its alphas are not used otherwise",)
+            self.problems.append(Diagnostic("RK739", title, help=help, place=self.config.place))
 
     def _find_factor(self, module: Module, rank: int) -> Factor:
         if (tensor := module.tensors.get("alpha")) is None:
@@ -140,12 +154,29 @@ class Carrier:
             notes, place = (list_names(zeros),), self.adapter.header.name
             found.problems.append(Diagnostic("RK737", title, notes=notes, help=help, place=place))
         modules = {module.weight: module for module in self.adapter.modules}
+        self._warn_of_halves([*folded, *self.literal], modules)
         if biased := [weight for weight in folded if "up_bias" in modules[weight].tensors]:
             title = "an alpha tensor is multiplied in, and the bias of the layer of up would need it too"
             help = ("choose a format that keeps alphas and such biases: --adapter-format peft",)
             notes, place = (list_names(biased),), self.adapter.header.name
             found.problems.append(Diagnostic("RK723", title, notes=notes, help=help, place=place))
         return folded
+
+    def _warn_of_halves(self, weights: Sequence[str], modules: Mapping[str, Module]) -> None:
+        """Note that F16 has few exponents: large factors make infinite values, small ones lose digits."""
+        found = []
+        for weight in weights:
+            number, up = self.factors[weight].number, modules[weight].tensors.get("up")
+            far = number is None or not 1 / MOST_FACTOR <= abs(number) <= MOST_FACTOR
+            if up is not None and self.adapter.header[up].dtype == "F16" and far:
+                found.append(f"{modules[weight].name}: {'not known' if number is None else f'{number:g}'}")
+        if found and not self.notes:
+            what = f"alpha / r of {count_noun(len(found), 'module')}"
+            title = f"{what} is multiplied into F16 and may be lost or infinite there"
+            help = ("choose a format that keeps alphas (kohya, comfy), or convert the adapter to BF16 or F32 before",)
+            place, notes = self.adapter.header.name, (list_names(found),)
+            warning = Diagnostic("RK734", title, notes=notes, help=help, severity=Severity.WARNING, place=place)
+            self.notes.append(warning)
 
     def _must_fold(self, weight: str, style: Style) -> bool:
         factor = self.factors[weight]

@@ -117,7 +117,7 @@ def test_factors_are_kept_from_every_place_to_every_place(
 
 
 def read_config(data: dict[str, object]) -> PeftConfig:
-    return PeftConfig.of({"peft_type": "LORA", "r": 2, **data}, "adapter_config.json")
+    return PeftConfig.of({"peft_type": "LORA", **data}, "adapter_config.json")
 
 
 @pytest.mark.parametrize("target", [None, *NAMES])
