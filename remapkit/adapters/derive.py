@@ -210,7 +210,18 @@ class Deriver:
         if leaf is None:
             self._refuse("RK723", move.rule.id, f"{self.style.format} files have no `{role}`", target)
             return None
+        if role in _OTHER and not target.endswith(BIAS):
+            return self._name_parameter(move)
         return self.style.name(target.removesuffix(BIAS) if role in _OTHER else get_module(target), leaf)
+
+    def _name_parameter(self, move: Move) -> str | None:
+        """Return the name of the difference of a bias that becomes another tensor: ComfyUI adds it to any."""
+        target, leaf = move.target, self.style.leaf("diff")
+        if leaf is not None and (self.style.format == "comfy" or target.endswith(WEIGHT)):
+            return self.style.name(get_module(target), leaf)
+        what = "differences of biases that are not called `bias`"
+        self._refuse("RK723", move.rule.id, f"{self.style.format} files have no {what}", target)
+        return None
 
     def _has_matrices(self, move: Move) -> bool:
         """Return whether the modules of biases have matrices: PEFT has no bias without them."""

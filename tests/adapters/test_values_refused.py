@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import remapkit
+from remapkit.adapters.alphas import PeftConfig
 from remapkit.adapters.build import Options
+from remapkit.adapters.fit import fit_to_model
 from remapkit.diagnostics.errors import FailedCheck
 from tests.adapters import value_kit as kit
 from tests.adapters.random_rules import Case, Shape
@@ -381,6 +383,45 @@ def test_what_dequantizes_a_weight_leaves_its_adapter() -> None:
     _, made = kit.build(remapkit.loads(case.text), weights, lora, Options())
     assert set(made) == {"lora_unet_t.lora_up.weight", "lora_unet_t.lora_down.weight"}
     assert all(torch.equal(made[key], lora.tensors[key.replace("_t.", "_m.")]) for key in made)
+
+
+# ------------------------------------------------------------------------------------------------ biases
+
+IN_PROJ = """remapkit: 1
+name: in_proj
+rules:
+  - {id: w, concat: {dim: 0, from: [a.q.weight, a.k.weight]}, to: a.in_proj_weight}
+  - {id: b, concat: {dim: 0, from: [a.q.bias, a.k.bias]}, to: a.in_proj_bias}
+"""
+
+
+def make_biased(style: str, leaf: str, **ranks: int) -> tuple[dict[str, torch.Tensor], kit.LoRA]:
+    """Return a model of linear layers with biases, and an adapter of some of them that changes these too."""
+    shapes = {f"a.{name}.weight": (4, 6) for name in "qk"} | {f"a.{name}.bias": (4,) for name in "qk"}
+    weights = {key: torch.rand(shape) for key, shape in shapes.items()}
+    parts = {f"a.{name}.weight": ("lora", leaf) for name in ranks}
+    case = Case("", {key: weights[key].shape for key in parts}, style, parts)
+    return weights, kit.make_adapter(case, {f"a.{name}.weight": rank for name, rank in ranks.items()}, {})
+
+
+def test_a_bias_that_becomes_a_parameter_is_changed_by_the_leaf_of_parameters() -> None:
+    """ComfyUI adds `a.in_proj_bias.diff`; no loader has a module `a.in_proj_bias` with a bias."""
+    weights, lora = make_biased("comfy", "diff_b", q=2, k=1)
+    _, made = kit.build(remapkit.loads(IN_PROJ), weights, lora, Options())
+    wanted = torch.cat([lora.tensors[f"diffusion_model.a.{name}.diff_b"] for name in "qk"])
+    assert torch.equal(made["diffusion_model.a.in_proj_bias.diff"], wanted)
+    assert not any(key.endswith("diff_b") for key in made)
+    for style, leaf in (("kohya", "diff_b"), ("peft", "lora_B.bias"), ("diffusers", "lora_B.bias")):
+        weights, lora = make_biased(style, leaf, q=2, k=1)
+        with pytest.raises(FailedCheck, match=f"{style} files have no differences of biases that are not called"):
+            kit.build(remapkit.loads(IN_PROJ), weights, lora, Options(config=PeftConfig({}, 2, {}, True)))
+
+
+def test_a_bias_that_the_model_lacks_fits_nothing() -> None:
+    model = kit.spec_of({"q.weight": torch.rand(4, 6)})
+    names = ("q.lora_up.weight", "q.lora_down.weight", "q.diff_b")
+    header = kit.spec_of(dict(zip(names, (torch.rand(4, 2), torch.rand(2, 6), torch.rand(4)), strict=True)))
+    assert set(fit_to_model(header, model).fitting) == set(names[:2])
 
 
 # ------------------------------------------------------------------------------------------------ rounding

@@ -29,7 +29,7 @@ def test_what_is_in_the_wheel(tmp_path: Path) -> None:
         *(f"remapkit/_bundled/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "rules").rglob("*.json")),
         "remapkit/py.typed",
         "remapkit/companions/formats.yaml",
-            "remapkit/rulefile/schema/rules-v1.schema.json",
+        "remapkit/rulefile/schema/rules-v1.schema.json",
         *(f"remapkit/picture/report.{kind}" for kind in ("css", "html", "js")),
         "remapkit/picture/drawings.js",
     }
