@@ -25,6 +25,8 @@ from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
 from remapkit.tensors.spec import TensorSpec
 
 BIAS = ".bias"
+DORA_SCALE = "dora_scale"
+"""The leaf of kohya's and ComfyUI's magnitudes, which have as many dimensions as the weight."""
 UNKNOWN_ORDER = (
     "the weight is transposed, and PEFT's matrices depend on which of both layers stores [IN, OUT] (Conv1D), which "
     "only PEFT's files show; the other formats do not depend on it"
@@ -125,7 +127,8 @@ class Deriver:
                 stored["lora", "up"][module.weight] = Stored("lora", header[names[0]], header[names[1]]), names
             for role, kind in _KINDS.items():
                 if role in own and not (role == "magnitude" and module.is_loose):
-                    stored[kind, role][find_key(module, role)] = Stored(kind, header[own[role]]), (own[role],)
+                    made = store_magnitude(module, header) if role == "magnitude" else Stored(kind, header[own[role]])
+                    stored[kind, role][find_key(module, role)] = made, (own[role],)
         for fqn, key in self.adapter.whole.items():
             stored["whole", "whole"][key] = Stored("whole", header[fqn]), (fqn,)
         return stored
@@ -158,19 +161,22 @@ class Deriver:
     def _push(self, move: Move, specs: Mapping[str, TensorSpec], stored: Mapping[str, Stored]) -> Pushed | None:
         """Push the adapters of a move; PEFT's matrices are those of the transposed weight where it is [IN, OUT]."""
         module, kinds = get_module(move.target), {each.kind for each in stored.values()}
-        is_tall = self.style.leaf("magnitude") == "dora_scale"
+        is_tall = self.style.leaf("magnitude") == DORA_SCALE
         if not kinds & {"lora", "rows"}:
             return push(move, specs, stored, is_tall=is_tall)
         away = [fqn for fqn in move.sources if fqn in self.transposed and fqn not in stored]
         move = flip_sources(move, self.transposed)
         specs = {**specs, **{fqn: flip_spec(specs[fqn]) for fqn in away}}
-        made = None if module in self.found.transposed else push(move, specs, stored, is_tall=is_tall)
-        if self.style.format == "peft" and len(move.spec.shape) == 2 and (made is None or is_flipped(made)):
+        if module not in self.found.transposed:
+            made = push(move, specs, stored, is_tall=is_tall)
+            is_matrix = self.style.format == "peft" and len(move.spec.shape) == 2
+            if made is None or not is_matrix or not is_flipped(made):
+                return made
             if self.adapter.style.format != "peft":
                 raise CannotFollow(UNKNOWN_ORDER)
-            made = push(flip_target(move), specs, stored, is_tall=is_tall)
-            if made is not None:
-                self.found.transposed.add(module)
+        made = push(flip_target(move), specs, stored, is_tall=is_tall)
+        if made is not None:
+            self.found.transposed.add(module)
         return made
 
     def _find_spec(self, move: Move, fqn: str, stored: Stored) -> TensorSpec | None:
@@ -335,6 +341,12 @@ class Deriver:
 def find_key(module: Module, role: Role) -> str:
     """Return the tensor of the model that a tensor of a module changes: its bias, or its weight."""
     return get_module(module.weight) + BIAS if role in _OTHER else module.weight
+
+
+def store_magnitude(module: Module, header: Mapping[str, TensorSpec]) -> Stored:
+    """Return what the file has as the magnitude of a module."""
+    fqn = module.tensors["magnitude"]
+    return Stored("rows", header[fqn], is_tall=fqn.endswith(DORA_SCALE))
 
 
 def imply_shape(stored: Stored) -> tuple[int, ...] | None:
