@@ -172,9 +172,10 @@ def _follow_names(
 ) -> dict[str, tuple[str, ...]]:
     """Return where modules go, after those of earlier rule files went to the modules of this adapter."""
     found: defaultdict[str, list[str]] = defaultdict(list)
+    whole = set(adapter.whole.values())
     for move in plan.moves:
         for fqn in move.sources:
-            if fqn.endswith(WEIGHT) or fqn in adapter.whole.values() or not move.target.endswith(WEIGHT):
+            if fqn.endswith(WEIGHT) or fqn in whole or not move.target.endswith(WEIGHT):
                 found[get_module(fqn)].append(get_module(move.target))
     if before is None:
         return {name: tuple(dict.fromkeys(targets)) for name, targets in found.items()}

@@ -107,6 +107,7 @@ class Deriver:
                 self._rename(move, module)
         for move, made in self._whole:  # named last: what PEFT calls a tensor depends on the matrices of its module
             self._write(move, "whole", made.first, stored["whole", "whole"])
+        self._check_biases()
         self._find_dropped()
         self._check_names()
         self.found.problems += [self._explain(*what, list(names)) for what, names in self._refused.items()]
@@ -272,6 +273,21 @@ class Deriver:
 
     # -------------------------------------------------------------------------------------------- what is left
 
+    def _check_biases(self) -> None:
+        """Refuse biases of up in modules of other weights than their own: alpha / r of a module multiplies its bias.
+
+        PEFT has such a bias only beside the matrices.
+        """
+        leaf = self.style.leaf("up_bias")
+        owners = {module: {get_module(fqn) for fqn in sources} for module, (_, sources) in self.found.ranks.items()}
+        allowed = {self.style.name(module, leaf): own for module, own in owners.items()} if leaf is not None else {}
+        for each in self.found.written:
+            if each.role not in _OTHER or leaf is None or not each.name.endswith(f".{leaf}"):
+                continue
+            own = {part.source.removesuffix(BIAS) for part in each.side.parts}
+            if not own <= allowed.get(each.name, set()):
+                self._refuse("RK723", each.rule, "a bias of up goes to another module than its matrices", each.name)
+
     def _find_dropped(self) -> None:
         """Find the tensors of which nothing is made: those of weights that the rules drop, and of no tensor at all.
 
@@ -318,13 +334,13 @@ class Deriver:
 
     def _check_names(self) -> None:
         """Refuse names that are one name with `_` for dots, and tensors that would have one name."""
-        written = Counter(each.name for each in self.found.written)
+        written, target = Counter(each.name for each in self.found.written), self.plan.target
         flat: defaultdict[str, set[str]] = defaultdict(set)
         for move in self.plan.moves if self.style.is_flat else ():
             flat[flatten(get_module(move.target))].add(get_module(move.target))
         there = self.found.ranks.keys() | self.found.loose.keys()
         for modules in flat.values():
-            weights = {each for each in modules if each + WEIGHT in self.plan.target}
+            weights = {each for each in modules if each + WEIGHT in target}
             clash = weights or modules  # a bare parameter gives way, as it does where flat names are read
             if (len(clash) > 1 and clash & there) or (modules - clash) & there:
                 listed = join_words(sorted(modules))

@@ -441,6 +441,45 @@ def test_a_bias_that_becomes_a_parameter_is_changed_by_the_leaf_of_parameters() 
             kit.build(remapkit.loads(IN_PROJ), weights, lora, Options(config=PeftConfig({}, 2, {}, True)))
 
 
+APART = """remapkit: 1
+name: apart
+rules:
+  - {id: q, path: a.q.bias, to: n.bias}
+  - {id: k, path: a.k.weight, to: n.weight}
+  - {id: o, path: a.k.bias, to: o.bias}
+"""
+APARTS = {
+    "with the matrices of another": APART + "  - {id: m, path: a.q.weight, to: m.weight}\n",
+    "without matrices": APART.replace("n.weight", "m.weight") + "drop: [a.q.weight]\n",
+}
+
+
+@pytest.mark.parametrize("name", APARTS)
+@pytest.mark.parametrize(
+    ("style", "leaf"), [("peft", "lora_B.bias"), ("diffusers", "lora_B.bias"), ("comfy", "diff_b")]
+)
+def test_a_bias_of_up_stays_with_its_matrices(name: str, style: str, leaf: str) -> None:
+    """alpha / r of the module multiplies the bias: a module of another weight has another factor, or none."""
+    rules, (weights, lora) = remapkit.loads(APARTS[name]), make_biased(style, leaf, q=2, k=2)
+    lora.tensors.pop(f"{kit.name_module(style, 'a.k.weight')}.{leaf}")
+    config = PeftConfig({}, 8.0, {"a.k": 4.0}, False)
+    with pytest.raises(FailedCheck, match="a bias of up goes to another module than its matrices"):
+        kit.build(rules, weights, lora, Options("peft" if style == "comfy" else None, config=config))
+    if style == "comfy":  # a difference of a bias is added as it is, wherever it goes
+        _, made = kit.build(rules, weights, lora, Options())
+        assert torch.equal(made["diffusion_model.n.diff_b"], lora.tensors["diffusion_model.a.q.diff_b"])
+
+
+def test_some_of_the_matrices_of_a_module_may_have_biases() -> None:
+    text = IN_PROJ.replace("in_proj_", "qk.")
+    weights, lora = make_biased("peft", "lora_B.bias", q=2, k=1)
+    lora.tensors.pop("base_model.model.a.k.lora_B.bias")
+    config = PeftConfig({}, 8.0, {"a.k": 4.0}, False)
+    _, made = kit.build(remapkit.loads(text), weights, lora, Options("diffusers", config=config))
+    bias = lora.tensors["base_model.model.a.q.lora_B.bias"] * 4
+    torch.testing.assert_close(made["transformer.a.qk.lora_B.bias"], torch.cat([bias, torch.zeros(4)]))
+
+
 def test_a_bias_that_the_model_lacks_fits_nothing() -> None:
     model = kit.spec_of({"q.weight": torch.rand(4, 6)})
     names = ("q.lora_up.weight", "q.lora_down.weight", "q.diff_b")
