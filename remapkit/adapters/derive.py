@@ -201,19 +201,19 @@ class Deriver:
             return TensorSpec(spec.dtype, own)
 
     def _write(self, move: Move, role: Role, side: Side, own: Mapping[str, tuple[Stored, tuple[str, ...]]]) -> None:
-        name = self._name(move, role)
+        name = self._name(move, role, [part.source for part in side.parts])
         if name is not None:
             files = tuple(own[part.source][1][part.place] for part in side.parts)
             self.found.written.append(Written(name, side, files, move.rule.id, role))
 
-    def _name(self, move: Move, role: Role) -> str | None:
+    def _name(self, move: Move, role: Role, sources: Sequence[str]) -> str | None:
         """Return the name of a tensor of the new adapter; None, with a problem, if the format has none."""
         target, leaf = move.target, self.style.leaf(role)
         if role == "whole":
             return self._name_whole(move, leaf)
-        if leaf is None and role in _OTHER and self._has_matrices(move):
+        if leaf is None and role in _OTHER and self._matrices.issuperset(fqn.removesuffix(BIAS) for fqn in sources):
             leaf = self.style.leaf(_OTHER[role])
-            self.found.with_factor_one |= {fqn.removesuffix(BIAS) + WEIGHT for fqn in move.sources}
+            self.found.with_factor_one |= {fqn.removesuffix(BIAS) + WEIGHT for fqn in sources}
         if leaf is None:
             self._refuse("RK723", move.rule.id, f"{self.style.format} files have no `{role}`", target)
             return None
@@ -229,10 +229,6 @@ class Deriver:
         what = "differences of biases that are not called `bias`"
         self._refuse("RK723", move.rule.id, f"{self.style.format} files have no {what}", target)
         return None
-
-    def _has_matrices(self, move: Move) -> bool:
-        """Return whether the modules of biases have matrices: PEFT has no bias without them."""
-        return all(fqn.removesuffix(BIAS) in self._matrices for fqn in move.sources) or self.style.alpha == "tensor"
 
     def _name_whole(self, move: Move, leaf: str | None) -> str | None:
         target = move.target

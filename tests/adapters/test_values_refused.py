@@ -480,6 +480,15 @@ def test_some_of_the_matrices_of_a_module_may_have_biases() -> None:
     torch.testing.assert_close(made["transformer.a.qk.lora_B.bias"], torch.cat([bias, torch.zeros(4)]))
 
 
+@pytest.mark.parametrize("format", ["peft", "comfy"])
+def test_a_bias_of_up_without_matrices_has_no_factor(format: str) -> None:
+    weights, _ = make_biased("peft", "lora_B.bias")
+    lora = kit.LoRA({"base_model.model.a.q.lora_B.bias": torch.rand(4)})
+    rules = remapkit.loads(IN_PROJ.replace("in_proj_", "qk."))
+    with pytest.raises(FailedCheck, match="RK723"):
+        kit.build(rules, weights, lora, Options(format, config=PeftConfig({}, 8.0, {}, False)))
+
+
 def test_a_bias_that_the_model_lacks_fits_nothing() -> None:
     model = kit.spec_of({"q.weight": torch.rand(4, 6)})
     names = ("q.lora_up.weight", "q.lora_down.weight", "q.diff_b")
