@@ -31,6 +31,7 @@ UNKNOWN_ORDER = (
     "the weight is transposed, and PEFT's matrices depend on which of both layers stores [IN, OUT] (Conv1D), which "
     "only PEFT's files show; the other formats do not depend on it"
 )
+NO_PARAMETERS = "differences of biases that are not called `bias`"
 _KINDS: Mapping[Role, Kind] = {"magnitude": "rows", "diff": "delta", "diff_bias": "delta", "up_bias": "delta"}
 _LOOSE: tuple[Role, ...] = ("up", "down", "mid", "alpha", "magnitude")
 """The roles of a module that can only be renamed, which are renamed with it."""
@@ -226,8 +227,7 @@ class Deriver:
         target, leaf = move.target, self.style.leaf("diff")
         if leaf is not None and (self.style.format == "comfy" or target.endswith(WEIGHT)):
             return self.style.name(get_module(target), leaf)
-        what = "differences of biases that are not called `bias`"
-        self._refuse("RK723", move.rule.id, f"{self.style.format} files have no {what}", target)
+        self._refuse("RK723", move.rule.id, f"{self.style.format} files have no {NO_PARAMETERS}", target)
         return None
 
     def _name_whole(self, move: Move, leaf: str | None) -> str | None:
@@ -282,7 +282,12 @@ class Deriver:
                 continue
             own = {part.source.removesuffix(BIAS) for part in each.side.parts}
             if not own <= allowed.get(each.name, set()):
-                self._refuse("RK723", each.rule, "a bias of up goes to another module than its matrices", each.name)
+                self._refuse(
+                    "RK723",
+                    each.rule,
+                    "the bias of the layer of up goes to another module than the matrices",
+                    each.name,
+                )
 
     def _find_dropped(self) -> None:
         """Find the tensors of which nothing is made: those of weights that the rules drop, and of no tensor at all.
@@ -324,7 +329,8 @@ class Deriver:
         labels = (Label(move.rule.span),) if move is not None and move.rule.span is not None else ()
         title = f"{rule}: the adapter of {count_noun(len(names), 'tensor')} cannot follow: {reason}"
         merge = "merge the adapter into the weights of its model, and apply the rules to these"
-        other = "choose another format: --adapter-format kohya or comfy"
+        formats = "comfy" if self.style.is_flat or NO_PARAMETERS in reason else "kohya or comfy"
+        other = f"choose another format: --adapter-format {formats}"
         help = (other, merge) if " files have no " in reason else (merge,)
         return Diagnostic(code, title, labels, notes=notes, help=help, place=place)
 

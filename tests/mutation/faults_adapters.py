@@ -7,6 +7,7 @@ from tests.mutation.fault import Fault
 TABLES = ("tests/adapters/test_values_refused.py",)
 VALUES = ("tests/adapters/test_values.py",)
 BOTH = (*TABLES, *VALUES)
+BIASES = ("tests/adapters/test_biases.py",)
 ALPHAS = ("tests/adapters/test_alphas.py",)
 
 FAULTS: tuple[Fault, ...] = (
@@ -215,8 +216,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "copies without an adapter have that of the first",
         "adapters/push.py",
-        "        if len(own) < len(group):\n",
-        "        if not own:\n",
+        "    if len(own) < len(pieces):\n",
+        "    if not own:\n",
         "copies of one tensor have one adapter, or it is refused",
         TABLES,
     ),
@@ -247,7 +248,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a magnitude for a part is one for the whole",
         "adapters/push.py",
-        'if kind in ("whole", "delta", "rows") and not all(pieces) and kind != "delta":',
+        'if kind in ("whole", "rows") and not all(pieces):',
         "if False:",
         "parts without a magnitude have no zeros for one",
         TABLES,
@@ -308,7 +309,7 @@ FAULTS: tuple[Fault, ...] = (
         "            if not own <= allowed.get(each.name, set()):",
         "            if False:",
         "alpha / r of a module multiplies its bias",
-        TABLES,
+        BIASES,
     ),
     Fault(
         "a bias of up without matrices has factor one",
@@ -316,7 +317,7 @@ FAULTS: tuple[Fault, ...] = (
         "self._matrices.issuperset(fqn.removesuffix(BIAS) for fqn in sources)",
         "True",
         "a bias of up is multiplied by a factor that only matrices have",
-        TABLES,
+        BIASES,
     ),
     Fault(
         "a parameter has a bias",
@@ -324,7 +325,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if role in _OTHER and not target.endswith(BIAS):",
         "        if False:",
         "what a bias becomes is named as a loader finds it",
-        TABLES,
+        BIASES,
     ),
     Fault(
         "a bias that the model lacks fits",
@@ -332,7 +333,7 @@ FAULTS: tuple[Fault, ...] = (
         "                del fitting[fqn]",
         "                pass",
         "a bias of no layer of the model fits nothing",
-        TABLES,
+        BIASES,
     ),
     Fault(
         "a magnitude of columns is one of rows",
