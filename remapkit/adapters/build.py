@@ -110,6 +110,7 @@ class _Builder:
         plan.raise_for_problems()
         style = self.style if is_last else self.adapter.style
         found = self._derive(plan, style)
+        _raise(_report_unfoldable(self.adapter, found) if self.carrier.fold else [])
         if folding := self.carrier.choose_folded(found, style):
             _raise(found.problems)
             self._write(self.carrier.write_fold(folding, f"{part.name}.alphas"))
@@ -172,9 +173,10 @@ def _follow_names(
 ) -> dict[str, tuple[str, ...]]:
     """Return where modules go, after those of earlier rule files went to the modules of this adapter."""
     found: defaultdict[str, list[str]] = defaultdict(list)
+    whole = set(adapter.whole.values())
     for move in plan.moves:
         for fqn in move.sources:
-            if fqn.endswith(WEIGHT) or fqn in adapter.whole.values() or not move.target.endswith(WEIGHT):
+            if fqn.endswith(WEIGHT) or fqn in whole or not move.target.endswith(WEIGHT):
                 found[get_module(fqn)].append(get_module(move.target))
     if before is None:
         return {name: tuple(dict.fromkeys(targets)) for name, targets in found.items()}
@@ -238,13 +240,33 @@ def _report_nothing(adapter: Adapter, found: Derived) -> list[Diagnostic]:
     return [Diagnostic("RK729", title, notes=(list_names(found.dropped),), place=adapter.header.name)]
 
 
+def _report_unfoldable(adapter: Adapter, found: Derived) -> list[Diagnostic]:
+    """Refuse to multiply in the alphas of modules that are only renamed, instead of keeping them silently."""
+    loose = found.loose.values()  # a module may become several
+    alphas = list(dict.fromkeys(module.tensors["alpha"] for module in loose if "alpha" in module.tensors))
+    if not alphas:
+        return []
+    title = f"{count_noun(len(alphas), 'alpha')} cannot be multiplied in: the modules are no product of two matrices"
+    help = ("leave --fold-alpha out: these alphas stay in the file",)
+    return [Diagnostic("RK723", title, notes=(list_names(alphas),), help=help, place=adapter.header.name)]
+
+
 def _report_dropped(adapter: Adapter, found: Derived) -> Iterator[Diagnostic]:
-    away = {fqn for fqns in adapter.outside.values() for fqn in fqns}
-    if gone := [fqn for fqn in found.dropped if fqn not in away]:
+    """Warn of what is dropped with its weight, and of alphas where nothing is multiplied by them."""
+    gone = set(found.dropped).difference(*adapter.outside.values())
+    idle = {
+        module.tensors["alpha"]
+        for module in adapter.modules
+        if "alpha" in module.tensors and "up" not in module.tensors and not module.is_loose
+    }
+    if alphas := [fqn for fqn in found.dropped if fqn in gone & idle]:
+        title = f"{count_noun(len(alphas), 'alpha')} dropped: their modules have no matrices that they would multiply"
+        yield _warn("RK729", title, alphas, adapter)
+    if others := [fqn for fqn in found.dropped if fqn in gone - idle]:
         title = (
-            f"{count_noun(len(gone), 'tensor')} of the adapter dropped: the rules make nothing of what they change"
+            f"{count_noun(len(others), 'tensor')} of the adapter dropped: the rules make nothing of what they change"
         )
-        yield _warn("RK729", title, gone, adapter)
+        yield _warn("RK729", title, others, adapter)
 
 
 def _warn(code: str, title: str, fqns: Sequence[str], adapter: Adapter, *help: str) -> Diagnostic:

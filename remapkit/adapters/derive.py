@@ -25,10 +25,13 @@ from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
 from remapkit.tensors.spec import TensorSpec
 
 BIAS = ".bias"
+DORA_SCALE = "dora_scale"
+"""The leaf of kohya's and ComfyUI's magnitudes, which have as many dimensions as the weight."""
 UNKNOWN_ORDER = (
     "the weight is transposed, and PEFT's matrices depend on which of both layers stores [IN, OUT] (Conv1D), which "
     "only PEFT's files show; the other formats do not depend on it"
 )
+NO_PARAMETERS = "differences of biases that are not called `bias`"
 _KINDS: Mapping[Role, Kind] = {"magnitude": "rows", "diff": "delta", "diff_bias": "delta", "up_bias": "delta"}
 _LOOSE: tuple[Role, ...] = ("up", "down", "mid", "alpha", "magnitude")
 """The roles of a module that can only be renamed, which are renamed with it."""
@@ -105,6 +108,7 @@ class Deriver:
                 self._rename(move, module)
         for move, made in self._whole:  # named last: what PEFT calls a tensor depends on the matrices of its module
             self._write(move, "whole", made.first, stored["whole", "whole"])
+        self._check_biases()
         self._find_dropped()
         self._check_names()
         self.found.problems += [self._explain(*what, list(names)) for what, names in self._refused.items()]
@@ -125,7 +129,8 @@ class Deriver:
                 stored["lora", "up"][module.weight] = Stored("lora", header[names[0]], header[names[1]]), names
             for role, kind in _KINDS.items():
                 if role in own and not (role == "magnitude" and module.is_loose):
-                    stored[kind, role][find_key(module, role)] = Stored(kind, header[own[role]]), (own[role],)
+                    made = store_magnitude(module, header) if role == "magnitude" else Stored(kind, header[own[role]])
+                    stored[kind, role][find_key(module, role)] = made, (own[role],)
         for fqn, key in self.adapter.whole.items():
             stored["whole", "whole"][key] = Stored("whole", header[fqn]), (fqn,)
         return stored
@@ -158,19 +163,22 @@ class Deriver:
     def _push(self, move: Move, specs: Mapping[str, TensorSpec], stored: Mapping[str, Stored]) -> Pushed | None:
         """Push the adapters of a move; PEFT's matrices are those of the transposed weight where it is [IN, OUT]."""
         module, kinds = get_module(move.target), {each.kind for each in stored.values()}
-        is_tall = self.style.leaf("magnitude") == "dora_scale"
+        is_tall = self.style.leaf("magnitude") == DORA_SCALE
         if not kinds & {"lora", "rows"}:
             return push(move, specs, stored, is_tall=is_tall)
         away = [fqn for fqn in move.sources if fqn in self.transposed and fqn not in stored]
         move = flip_sources(move, self.transposed)
         specs = {**specs, **{fqn: flip_spec(specs[fqn]) for fqn in away}}
-        made = None if module in self.found.transposed else push(move, specs, stored, is_tall=is_tall)
-        if self.style.format == "peft" and len(move.spec.shape) == 2 and (made is None or is_flipped(made)):
+        if module not in self.found.transposed:
+            made = push(move, specs, stored, is_tall=is_tall)
+            is_matrix = self.style.format == "peft" and len(move.spec.shape) == 2
+            if made is None or not is_matrix or not is_flipped(made):
+                return made
             if self.adapter.style.format != "peft":
                 raise CannotFollow(UNKNOWN_ORDER)
-            made = push(flip_target(move), specs, stored, is_tall=is_tall)
-            if made is not None:
-                self.found.transposed.add(module)
+        made = push(flip_target(move), specs, stored, is_tall=is_tall)
+        if made is not None:
+            self.found.transposed.add(module)
         return made
 
     def _find_spec(self, move: Move, fqn: str, stored: Stored) -> TensorSpec | None:
@@ -194,27 +202,33 @@ class Deriver:
             return TensorSpec(spec.dtype, own)
 
     def _write(self, move: Move, role: Role, side: Side, own: Mapping[str, tuple[Stored, tuple[str, ...]]]) -> None:
-        name = self._name(move, role)
+        name = self._name(move, role, [part.source for part in side.parts])
         if name is not None:
             files = tuple(own[part.source][1][part.place] for part in side.parts)
             self.found.written.append(Written(name, side, files, move.rule.id, role))
 
-    def _name(self, move: Move, role: Role) -> str | None:
+    def _name(self, move: Move, role: Role, sources: Sequence[str]) -> str | None:
         """Return the name of a tensor of the new adapter; None, with a problem, if the format has none."""
         target, leaf = move.target, self.style.leaf(role)
         if role == "whole":
             return self._name_whole(move, leaf)
-        if leaf is None and role in _OTHER and self._has_matrices(move):
+        if leaf is None and role in _OTHER and self._matrices.issuperset(fqn.removesuffix(BIAS) for fqn in sources):
             leaf = self.style.leaf(_OTHER[role])
-            self.found.with_factor_one |= {fqn.removesuffix(BIAS) + WEIGHT for fqn in move.sources}
+            self.found.with_factor_one |= {fqn.removesuffix(BIAS) + WEIGHT for fqn in sources}
         if leaf is None:
             self._refuse("RK723", move.rule.id, f"{self.style.format} files have no `{role}`", target)
             return None
+        if role in _OTHER and not target.endswith(BIAS):
+            return self._name_parameter(move)
         return self.style.name(target.removesuffix(BIAS) if role in _OTHER else get_module(target), leaf)
 
-    def _has_matrices(self, move: Move) -> bool:
-        """Return whether the modules of biases have matrices: PEFT has no bias without them."""
-        return all(fqn.removesuffix(BIAS) in self._matrices for fqn in move.sources) or self.style.alpha == "tensor"
+    def _name_parameter(self, move: Move) -> str | None:
+        """Return the name of the difference of a bias that becomes another tensor: ComfyUI adds it to any."""
+        target, leaf = move.target, self.style.leaf("diff")
+        if leaf is not None and (self.style.format == "comfy" or target.endswith(WEIGHT)):
+            return self.style.name(get_module(target), leaf)
+        self._refuse("RK723", move.rule.id, f"{self.style.format} files have no {NO_PARAMETERS}", target)
+        return None
 
     def _name_whole(self, move: Move, leaf: str | None) -> str | None:
         target = move.target
@@ -254,6 +268,26 @@ class Deriver:
             self.found.written.append(Written(self.style.name(target, leaf), side, (fqn,), move.rule.id, role))
 
     # -------------------------------------------------------------------------------------------- what is left
+
+    def _check_biases(self) -> None:
+        """Refuse biases of up in modules of other weights than their own: alpha / r of a module multiplies its bias.
+
+        PEFT has such a bias only beside the matrices.
+        """
+        leaf = self.style.leaf("up_bias")
+        owners = {module: {get_module(fqn) for fqn in sources} for module, (_, sources) in self.found.ranks.items()}
+        allowed = {self.style.name(module, leaf): own for module, own in owners.items()} if leaf is not None else {}
+        for each in self.found.written:
+            if each.role not in _OTHER or leaf is None or not each.name.endswith(f".{leaf}"):
+                continue
+            own = {part.source.removesuffix(BIAS) for part in each.side.parts}
+            if not own <= allowed.get(each.name, set()):
+                self._refuse(
+                    "RK723",
+                    each.rule,
+                    "the bias of the layer of up goes to another module than the matrices",
+                    each.name,
+                )
 
     def _find_dropped(self) -> None:
         """Find the tensors of which nothing is made: those of weights that the rules drop, and of no tensor at all.
@@ -295,19 +329,20 @@ class Deriver:
         labels = (Label(move.rule.span),) if move is not None and move.rule.span is not None else ()
         title = f"{rule}: the adapter of {count_noun(len(names), 'tensor')} cannot follow: {reason}"
         merge = "merge the adapter into the weights of its model, and apply the rules to these"
-        other = "choose another format: --adapter-format kohya or comfy"
+        formats = "comfy" if self.style.is_flat or NO_PARAMETERS in reason else "kohya or comfy"
+        other = f"choose another format: --adapter-format {formats}"
         help = (other, merge) if " files have no " in reason else (merge,)
         return Diagnostic(code, title, labels, notes=notes, help=help, place=place)
 
     def _check_names(self) -> None:
         """Refuse names that are one name with `_` for dots, and tensors that would have one name."""
-        written = Counter(each.name for each in self.found.written)
+        written, target = Counter(each.name for each in self.found.written), self.plan.target
         flat: defaultdict[str, set[str]] = defaultdict(set)
         for move in self.plan.moves if self.style.is_flat else ():
             flat[flatten(get_module(move.target))].add(get_module(move.target))
         there = self.found.ranks.keys() | self.found.loose.keys()
         for modules in flat.values():
-            weights = {each for each in modules if each + WEIGHT in self.plan.target}
+            weights = {each for each in modules if each + WEIGHT in target}
             clash = weights or modules  # a bare parameter gives way, as it does where flat names are read
             if (len(clash) > 1 and clash & there) or (modules - clash) & there:
                 listed = join_words(sorted(modules))
@@ -324,6 +359,12 @@ class Deriver:
 def find_key(module: Module, role: Role) -> str:
     """Return the tensor of the model that a tensor of a module changes: its bias, or its weight."""
     return get_module(module.weight) + BIAS if role in _OTHER else module.weight
+
+
+def store_magnitude(module: Module, header: Mapping[str, TensorSpec]) -> Stored:
+    """Return what the file has as the magnitude of a module."""
+    fqn = module.tensors["magnitude"]
+    return Stored("rows", header[fqn], is_tall=fqn.endswith(DORA_SCALE))
 
 
 def imply_shape(stored: Stored) -> tuple[int, ...] | None:

@@ -7,17 +7,20 @@ the header of a model. Values are not read: an adapter whose up matrices are zer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from remapkit.adapters.derive import find_key, store_magnitude
 from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.names import Adapter, Module, get_module, read_adapter
-from remapkit.adapters.push import Stored, find_rank
+from remapkit.adapters.push import Stored, shape_magnitude, start
 from remapkit.companions.formats import Role
 from remapkit.diagnostics.errors import UsageError
 from remapkit.tensors.families import mask_indices
 from remapkit.tensors.roots import list_roots
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
+
+_BIASES: tuple[Role, ...] = ("diff_bias", "up_bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,12 @@ def fit_to_model(
     adapter, model, root = _read_below(header, model, prefix)
     foreign = {*adapter.unknown, *(fqn for fqns in adapter.outside.values() for fqn in fqns)}
     fitting = {fqn: spec for fqn, spec in header.items() if fqn not in foreign}
-    for module in adapter.modules if not lenient else ():
-        fitting.update(_list_fitting(module, adapter, model[module.weight]))
+    for module in adapter.modules:
+        if not lenient:
+            fitting.update(_list_fitting(module, adapter, model))
+        for role in _BIASES:
+            if (fqn := module.tensors.get(role)) is not None and find_key(module, role) not in model:
+                del fitting[fqn]
     for fqn, key in adapter.whole.items():
         fitting[fqn] = replace(header[fqn], shape=header[fqn].shape if lenient else model[key].shape)
     touched = {*(module.weight for module in adapter.modules), *adapter.whole.values()}
@@ -91,16 +98,22 @@ def _read_below(
         return min(found, key=lambda each: len(each[0].unknown))
 
 
-def _list_fitting(module: Module, adapter: Adapter, weight: TensorSpec) -> Iterator[tuple[str, TensorSpec]]:
+def _list_fitting(
+    module: Module, adapter: Adapter, model: Mapping[str, TensorSpec]
+) -> Iterator[tuple[str, TensorSpec]]:
     """Yield the tensors of a module with the shapes that fit its weight; a matrix that is missing too."""
-    own, header, rows = module.tensors, adapter.header, weight.shape[:1]
-    if ("up" in own or "down" in own) and not _is_loose(module) and not _do_matrices_fit(module, header, weight):
+    own, header, weight = module.tensors, adapter.header, model[module.weight]
+    rows = weight.shape[:1]
+    if ("up" in own or "down" in own) and not module.is_loose and not _do_matrices_fit(module, header, weight):
         up, down = own.get("up"), own.get("down")
         rank = header[up].shape[1:2] if up else header[down].shape[:1] if down else ()
         dtype = header[up or down or ""].dtype
         yield up or _name_matrix(module, adapter, "up"), TensorSpec(dtype, (*rows, *rank))
         yield down or _name_matrix(module, adapter, "down"), TensorSpec(dtype, (*rank, *weight.shape[1:]))
-    wanted: dict[Role, tuple[int, ...]] = {"magnitude": rows, "diff_bias": rows, "up_bias": rows, "alpha": ()}
+    bias = model.get(find_key(module, "up_bias"), TensorSpec("F32", rows)).shape
+    if (fqn := own.get("magnitude")) is not None and not _fits(stored := store_magnitude(module, header), weight):
+        yield fqn, replace(header[fqn], shape=shape_magnitude(weight.shape, is_tall=stored.is_tall))
+    wanted: dict[Role, tuple[int, ...]] = {"diff_bias": bias, "up_bias": bias, "alpha": ()}
     for role, shape in wanted.items():
         if (fqn := own.get(role)) is not None and header[fqn].numel != TensorSpec("F32", shape).numel:
             yield fqn, replace(header[fqn], shape=shape)
@@ -115,21 +128,21 @@ def _name_matrix(module: Module, adapter: Adapter, role: Role) -> str:
 def fits_whole(adapter: Adapter, model: StateDictSpec) -> bool:
     """Return whether the matrices of every module of an adapter fit the weights of its model."""
     return all(
-        _is_loose(module)
+        module.is_loose
         or "up" not in module.tensors
         or _do_matrices_fit(module, adapter.header, model[module.weight])
         for module in adapter.modules
     )
 
 
-def _is_loose(module: Module) -> bool:
-    """Return whether a module is no product of two matrices, so that no shapes follow from its weight's."""
-    return bool(module.opaque) or "mid" in module.tensors
-
-
 def _do_matrices_fit(module: Module, header: StateDictSpec, weight: TensorSpec) -> bool:
+    own = module.tensors
+    return "up" in own and "down" in own and _fits(Stored("lora", header[own["up"]], header[own["down"]]), weight)
+
+
+def _fits(stored: Stored, weight: TensorSpec) -> bool:
     try:
-        find_rank(Stored("lora", header[module.tensors["up"]], header[module.tensors["down"]]), weight)
-    except (CannotFollow, KeyError):
+        start(stored, weight)
+    except CannotFollow:
         return False
     return True

@@ -8,7 +8,7 @@ are stacked, `up` matrices stand on the diagonal, and a part without an adapter 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from remapkit.adapters.factors import RANK, CannotFollow, Factors, Matrix, OpText
@@ -33,6 +33,8 @@ class Stored:
     kind: Kind
     first: TensorSpec
     second: TensorSpec | None = None
+    is_tall: bool = field(default=False, kw_only=True)
+    """A magnitude of [1, n, ...] is one of columns: ComfyUI takes `dora_scale` so, and PEFT has none of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def push(
         return Side(parts, dim, ops, tuple(matrix.sizes), merged)
 
     if kind == "rows":
-        sizes = _shape_magnitude(spec.shape, is_tall=is_tall)
+        sizes = shape_magnitude(spec.shape, is_tall=is_tall)
         factors.up.reshape(range(len(sizes)), sizes)
     second = describe(factors.down) if factors.down is not None and kind == "lora" else None
     return Pushed(kind, describe(factors.up), second, factors.up.size_of(RANK) if second is not None else 0)
@@ -147,7 +149,8 @@ def start(stored: Stored, spec: TensorSpec) -> Factors:
             raise CannotFollow(f"the tensor must be {list(spec.shape)}, got {list(first)}")
         return Factors(Matrix(dims, list(first)), None, [[dim] for dim in dims], is_whole=stored.kind == "whole")
     if stored.kind == "rows":
-        known = [spec.shape[:1], *(_shape_magnitude(spec.shape, is_tall=is_tall) for is_tall in (False, True))]
+        forms = (True,) if stored.is_tall else (False, True)
+        known = [spec.shape[:1], *(shape_magnitude(spec.shape, is_tall=is_tall) for is_tall in forms)]
         if not spec.shape or first not in known:
             wanted = " or ".join(dict.fromkeys(str(list(each)) for each in known))
             raise CannotFollow(f"a magnitude, a number for each row, must be {wanted}, got {list(first)}")
@@ -165,10 +168,10 @@ def start(stored: Stored, spec: TensorSpec) -> Factors:
     return Factors(up, down, [[dim] if dim in there else [] for dim in dims])
 
 
-def _shape_magnitude(weight: Shape, *, is_tall: bool) -> Shape:
+def shape_magnitude(weight: Shape, *, is_tall: bool) -> Shape:
     """Return the shape of the magnitude of a weight: that of PEFT, or that with as many dimensions as the weight.
 
-    >>> _shape_magnitude((8, 4, 3, 3), is_tall=False), _shape_magnitude((8, 4), is_tall=True)
+    >>> shape_magnitude((8, 4, 3, 3), is_tall=False), shape_magnitude((8, 4), is_tall=True)
     ((1, 8, 1, 1), (8, 1))
     """
     ones = (1,) * (len(weight) - 2)
@@ -245,49 +248,32 @@ def _join(
     width = 1 if join.combine is not None else width
     if not any(pieces):
         return None
-    if join.merge:
-        pieces, specs, width = _merge(pieces, specs, width, move)
-        if len(pieces) == 1:
-            (piece,) = pieces
-            assert isinstance(piece, _Merged)
-            return _Joined(piece.factors, piece.sides, merged=True)
+    if join.merge and len(pieces) > width:
         raise CannotFollow("it merges copies and stacks them: derive the adapter from one copy")
-    if kind in ("whole", "delta", "rows") and not all(pieces) and kind != "delta":
+    if join.merge:
+        return _merge(pieces, move)
+    if kind in ("whole", "rows") and not all(pieces):
         lacking = [fqn for fqn, piece in zip(move.sources, pieces, strict=False) if piece is None]
         raise CannotFollow(f"a part of the whole is missing: there is none for {join_words(lacking, 2)}")
     count = len(pieces) // width if join.stack is not None else 1
     return _Grid(pieces, specs, count, width if join.stack is not None else len(pieces), join, kind).build()
 
 
-class _Merged(_Piece):
-    sides: list[tuple[Matrix, tuple[Part, ...], int]]
-
-
-def _merge(
-    pieces: Sequence[_Piece | None], specs: Sequence[TensorSpec], width: int, move: Move
-) -> tuple[list[_Piece | None], list[TensorSpec], int]:
-    made: list[_Piece | None] = []
-    for at in range(0, len(pieces), width):
-        group = pieces[at : at + width]
-        own = [piece for piece in group if piece is not None]
-        if len(own) < len(group):
-            lacking = [fqn for fqn, piece in zip(move.sources[at:], group, strict=False) if piece is None]
-            title = f"copies of one tensor are merged, and {join_words(lacking, 2)} has no adapter: they would differ"
-            raise CannotFollow(title)
-        first = own[0]
-        merged = _Merged(first.source, first.factors)
-        merged.sides = []
-        matrices = [piece.factors.matrices for piece in own]
-        for number, matrix in enumerate(first.factors.matrices):
-            parts = tuple(
-                Part(piece.source, each[number].place, tuple(each[number].ops))
-                for piece, each in zip(own, matrices, strict=True)
-            )
-            merged.sides.append((matrix, parts, 0))
-        for matrix in first.factors.matrices:
-            matrix.ops = []
-        made.append(merged)
-    return made, list(specs[::width]), 1
+def _merge(pieces: Sequence[_Piece | None], move: Move) -> _Joined:
+    """Return the update of one of several copies, with the parts that all of them have for it."""
+    own = [piece for piece in pieces if piece is not None]
+    if len(own) < len(pieces):
+        lacking = [fqn for fqn, piece in zip(move.sources, pieces, strict=True) if piece is None]
+        title = f"copies of one tensor are merged, and {join_words(lacking, 2)} has no adapter: they would differ"
+        raise CannotFollow(title)
+    first = own[0].factors
+    sides: list[tuple[Matrix, tuple[Part, ...], int]] = []
+    for matrices in zip(*(piece.factors.matrices for piece in own), strict=True):
+        parts = (Part(piece.source, each.place, tuple(each.ops)) for piece, each in zip(own, matrices, strict=True))
+        sides.append((matrices[0], tuple(parts), 0))
+    for matrix in first.matrices:
+        matrix.ops = []
+    return _Joined(first, sides, merged=True)
 
 
 @dataclass(slots=True)

@@ -301,6 +301,28 @@ def test_an_alpha_tensor_is_not_multiplied_in_without_the_bias() -> None:
     assert_same_effect(model, file, model.convert(file), NAMES["diffusers"], NAMES["diffusers"])
 
 
+def test_alphas_that_are_not_multiplied_in_are_not_kept_silently() -> None:
+    model = make_model()
+    file = {f"lora_unet_a_o.{leaf}": torch.ones(2, 2) for leaf in ("lokr_w1", "lokr_w2")}
+    file["lora_unet_a_o.alpha"] = torch.tensor(4.0)
+    assert model.convert(file)["lora_unet_a_out.alpha"].item() == 4
+    with pytest.raises(RemapkitError, match="1 alpha cannot be multiplied in: the modules are no product"):
+        model.derive(file, Options(fold=True))
+    del file["lora_unet_a_o.alpha"]
+    assert set(run(model.derive(file, Options(fold=True)), file)) == {f"lora_unet_a_out.lokr_w{at}" for at in (1, 2)}
+
+
+def test_an_alpha_that_multiplies_nothing_is_dropped_for_that_reason() -> None:
+    """ComfyUI adds `diff` as it is. The weight itself is kept, so that it is no reason."""
+    model = make_model()
+    file = {"diffusion_model.a.o.diff": torch.ones(4, 3), "diffusion_model.a.o.alpha": torch.tensor(4.0)}
+    built = model.derive(file)
+    assert set(run(built, file)) == {"diffusion_model.a.out.diff"}
+    (warning,) = built.diagnostics
+    assert warning.code == "RK729" and "have no matrices that they would multiply" in warning.title
+    assert warning.notes == ("diffusion_model.a.o.alpha",)
+
+
 # ------------------------------------------------------------------------------------------------ numbers
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.adapters.build import Options
+from remapkit.adapters.derive import UNKNOWN_ORDER
 from remapkit.diagnostics.errors import FailedCheck, RemapkitError
 from remapkit.ops.calls import FORMS
 from tests.adapters import random_rules
@@ -44,6 +45,9 @@ def test_both_ways_have_the_same_effective_weights(data: st.DataObject) -> None:
         built, made = kit.build(rules, weights, lora, options, known=data.draw(st.booleans()))
     except FailedCheck as error:
         event("refused")
+        if any(UNKNOWN_ORDER in each.title for each in error.diagnostics):
+            assert options.format == "peft" != case.style  # only PEFT's files show which layers store [IN, OUT]
+            return
         for each in error.diagnostics:
             assert each.code in ("RK726", "RK729") or (each.code == "RK723" and REFUSALS.search(each.title)), error
         if {each.code for each in error.diagnostics} == {"RK723"} and case.is_generic:

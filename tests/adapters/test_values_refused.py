@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import remapkit
 from remapkit.adapters.build import Options
+from remapkit.adapters.fit import fit_to_model
 from remapkit.diagnostics.errors import FailedCheck
 from tests.adapters import value_kit as kit
 from tests.adapters.random_rules import Case, Shape
@@ -381,6 +382,30 @@ def test_what_dequantizes_a_weight_leaves_its_adapter() -> None:
     _, made = kit.build(remapkit.loads(case.text), weights, lora, Options())
     assert set(made) == {"lora_unet_t.lora_up.weight", "lora_unet_t.lora_down.weight"}
     assert all(torch.equal(made[key], lora.tensors[key.replace("_t.", "_m.")]) for key in made)
+
+
+@pytest.mark.parametrize(("leaf", "is_row"), [("lora_magnitude_vector", True), ("dora_scale", False)])
+def test_a_magnitude_of_columns_is_not_taken_for_one_of_rows(leaf: str, is_row: bool) -> None:
+    """[1, C, 1, 1] of a convolution [C, C, 3, 3]: PEFT's rows, but ComfyUI's columns."""
+    style = "peft" if is_row else "comfy"
+    case, lora = make("path: m.weight, to: t.weight", {"m.weight": (4, 4, 3, 3)}, LORA, style)
+    lora.tensors[f"{kit.name_module(style, 'm.weight')}.{leaf}"] = torch.rand(1, 4, 1, 1)
+    rules, weights = remapkit.loads(case.text), {"m.weight": torch.rand(4, 4, 3, 3)}
+    header = kit.spec_of(lora.tensors)
+    assert (fit_to_model(header, kit.spec_of(weights)).fitting == header) == is_row
+    if is_row:
+        built, made = kit.build(rules, weights, lora, Options())
+        assert kit.find_error(rules, weights, lora, built, made) <= 1e-6
+        return
+    with pytest.raises(FailedCheck, match=re.escape("must be [4] or [4, 1, 1, 1], got [1, 4, 1, 1]")):
+        kit.build(rules, weights, lora, Options())
+
+
+def test_no_update_needs_no_order() -> None:
+    """Where an update becomes zeros, it does not matter which layers store [IN, OUT]."""
+    case, lora = make("path: '{x:m|n}.weight', copy: ['t.{x}.weight', {to: 'u.{x}.weight', ops: [zeros]}]", M, LORA)
+    _, made = kit.build(remapkit.loads(case.text), {"m.weight": torch.rand(4, 6)}, lora, Options("peft"))
+    assert set(made) == {f"base_model.model.t.m.lora_{side}.weight" for side in "AB"}
 
 
 # ------------------------------------------------------------------------------------------------ rounding

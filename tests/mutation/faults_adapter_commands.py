@@ -11,8 +11,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the shapes of an adapter are not held against the model",
         "adapters/fit.py",
-        "and not _is_loose(module) and not _do_matrices_fit(module, header, weight):",
-        "and _is_loose(module) and not _do_matrices_fit(module, header, weight):",
+        "and not module.is_loose and not _do_matrices_fit(module, header, weight):",
+        "and module.is_loose and not _do_matrices_fit(module, header, weight):",
         "an adapter of another size fails its check",
         COMMANDS,
     ),

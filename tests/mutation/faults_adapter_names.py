@@ -264,8 +264,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "PEFT's matrices are turned with the weight",
         "adapters/derive.py",
-        'if self.style.format == "peft" and len(move.spec.shape) == 2',
-        "if False and len(move.spec.shape) == 2",
+        'is_matrix = self.style.format == "peft" and len(move.spec.shape) == 2',
+        "is_matrix = False",
         "PEFT's matrices are those of the layer, however its weight is stored",
         PEFT,
     ),

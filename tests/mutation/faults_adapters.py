@@ -7,6 +7,8 @@ from tests.mutation.fault import Fault
 TABLES = ("tests/adapters/test_values_refused.py",)
 VALUES = ("tests/adapters/test_values.py",)
 BOTH = (*TABLES, *VALUES)
+BIASES = ("tests/adapters/test_biases.py",)
+ALPHAS = ("tests/adapters/test_alphas.py",)
 
 FAULTS: tuple[Fault, ...] = (
     # ---- the factors of one weight
@@ -214,8 +216,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "copies without an adapter have that of the first",
         "adapters/push.py",
-        "        if len(own) < len(group):\n",
-        "        if not own:\n",
+        "    if len(own) < len(pieces):\n",
+        "    if not own:\n",
         "copies of one tensor have one adapter, or it is refused",
         TABLES,
     ),
@@ -246,7 +248,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a magnitude for a part is one for the whole",
         "adapters/push.py",
-        'if kind in ("whole", "delta", "rows") and not all(pieces) and kind != "delta":',
+        'if kind in ("whole", "rows") and not all(pieces):',
         "if False:",
         "parts without a magnitude have no zeros for one",
         TABLES,
@@ -299,5 +301,70 @@ FAULTS: tuple[Fault, ...] = (
         'found.added[style.name(module, style.leaf("alpha") or "alpha")] = known',
         "an alpha is the factor times the LoRA rank",
         TABLES,
+    ),
+    # ---- biases, magnitudes, alphas that have no place
+    Fault(
+        "a bias of up lands in any module",
+        "adapters/derive.py",
+        "            if not own <= allowed.get(each.name, set()):",
+        "            if False:",
+        "alpha / r of a module multiplies its bias",
+        BIASES,
+    ),
+    Fault(
+        "a bias of up without matrices has factor one",
+        "adapters/derive.py",
+        "self._matrices.issuperset(fqn.removesuffix(BIAS) for fqn in sources)",
+        "True",
+        "a bias of up is multiplied by a factor that only matrices have",
+        BIASES,
+    ),
+    Fault(
+        "a parameter has a bias",
+        "adapters/derive.py",
+        "        if role in _OTHER and not target.endswith(BIAS):",
+        "        if False:",
+        "what a bias becomes is named as a loader finds it",
+        BIASES,
+    ),
+    Fault(
+        "a bias that the model lacks fits",
+        "adapters/fit.py",
+        "                del fitting[fqn]",
+        "                pass",
+        "a bias of no layer of the model fits nothing",
+        BIASES,
+    ),
+    Fault(
+        "a magnitude of columns is one of rows",
+        "adapters/push.py",
+        "        forms = (True,) if stored.is_tall else (False, True)",
+        "        forms = (False, True)",
+        "ComfyUI takes [1, n, 1, 1] for columns",
+        TABLES,
+    ),
+    Fault(
+        "no update is turned like one",
+        "adapters/derive.py",
+        "            if made is None or not is_matrix or not is_flipped(made):",
+        "            if made is not None and (not is_matrix or not is_flipped(made)):",
+        "an update of zeros has no rows and columns to swap",
+        TABLES,
+    ),
+    Fault(
+        "alphas of renamed modules are kept with --fold-alpha",
+        "adapters/build.py",
+        "_raise(_report_unfoldable(self.adapter, found) if self.carrier.fold else [])",
+        "pass",
+        "what is asked for is done or refused",
+        ALPHAS,
+    ),
+    Fault(
+        "an alpha without matrices is said to be dropped with its weight",
+        "adapters/build.py",
+        '        if "alpha" in module.tensors and "up" not in module.tensors and not module.is_loose',
+        "        if False",
+        "a warning says what is so",
+        ALPHAS,
     ),
 )
