@@ -215,14 +215,18 @@ def _report_unknown(adapter: Adapter, base: StateDictSpec) -> list[Diagnostic]:
         module = (leaf.module if (leaf := split_leaf(fqn, read_formats())) else get_module(fqn)).removeprefix(start)
         close = find_close_name(module, names.flat if adapter.style.is_flat else names.weights)
         near[module] = f"the module of the model with the name nearest to {module} is {close}" if close else ""
-    help = (*filter(None, near.values()), "check that the adapter is for this model and this size of it")
+    help = (
+        *filter(None, near.values()),
+        "check that the adapter is for this model; one of another size needs that: --base MODEL",
+    )
     notes, place = (list_names(adapter.unknown),), adapter.header.name
     return [Diagnostic("RK728", title, notes=notes, help=help, place=place)]
 
 
 def _report_outside(adapter: Adapter) -> Iterator[Diagnostic]:
     for prefix, fqns in adapter.outside.items():
-        title = f"{count_noun(len(fqns), 'tensor')} under {prefix} left out: the rules are not for that model"
+        where = f"under {prefix}" if prefix else "without a prefix"
+        title = f"{count_noun(len(fqns), 'tensor')} {where} left out: the rules are not for that model"
         yield _warn("RK727", title, fqns, adapter, "apply the rules of that model for them")
 
 

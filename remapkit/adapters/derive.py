@@ -27,6 +27,10 @@ from remapkit.tensors.spec import TensorSpec
 BIAS = ".bias"
 DORA_SCALE = "dora_scale"
 """The leaf of kohya's and ComfyUI's magnitudes, which have as many dimensions as the weight."""
+NO_STACKS = (
+    "PEFT has no matrices for a stack of weights (its adapters of such parameters have a form of their own); "
+    "the other formats have"
+)
 UNKNOWN_ORDER = (
     "the weight is transposed, and PEFT's matrices depend on which of both layers stores [IN, OUT] (Conv1D), which "
     "only PEFT's files show; the other formats do not depend on it"
@@ -171,6 +175,8 @@ class Deriver:
         specs = {**specs, **{fqn: flip_spec(specs[fqn]) for fqn in away}}
         if module not in self.found.transposed:
             made = push(move, specs, stored, is_tall=is_tall)
+            if made is not None and self.style.format == "peft" and made.is_stack:
+                raise CannotFollow(NO_STACKS)
             is_matrix = self.style.format == "peft" and len(move.spec.shape) == 2
             if made is None or not is_matrix or not is_flipped(made):
                 return made

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from remapkit.adapters.alphas import WRAPPED
 from remapkit.companions.formats import Formats, Prefix, Role, Style, flatten, read_formats
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import UsageError
@@ -277,7 +278,9 @@ class _Names:
         for fqn in lost:
             prefix = next((each.text for each in self.formats.prefixes if fqn.startswith(each.text)), None)
             is_own = (start and fqn.startswith(start)) or fqn.partition(".")[0] in firsts
-            if prefix is None or is_own:
+            if prefix is None and start and self.only is not None:  # chosen among those that the file has
+                outside[""].append(fqn)
+            elif prefix is None or is_own:
                 unknown.append(fqn)
             else:
                 outside[prefix].append(fqn)
@@ -333,5 +336,6 @@ def _choose_prefixes(formats: Formats, only: str | None) -> tuple[Prefix, ...]:
     if only is None:
         return (*formats.prefixes, _BARE)
     known = tuple(each for each in formats.prefixes if only in (each.text, each.text[:-1]))
-    other = Prefix(only if not only or only[-1] in "._" else f"{only}.", "kohya" if only.endswith("_") else "", ())
-    return known or (other,)
+    text = only if not only or only[-1] in "._" else f"{only}."
+    format = "kohya" if text.endswith("_") else "peft" if text.startswith(WRAPPED) else ""
+    return known or (Prefix(text, format, ()),)

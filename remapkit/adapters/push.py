@@ -68,6 +68,8 @@ class Pushed:
     first: Side
     second: Side | None = None
     rank: int = 0
+    is_stack: bool = False
+    """Whether both matrices have the index of a stack in front."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -129,7 +131,11 @@ def push(
         sizes = shape_magnitude(spec.shape, is_tall=is_tall)
         factors.up.reshape(range(len(sizes)), sizes)
     second = describe(factors.down) if factors.down is not None and kind == "lora" else None
-    return Pushed(kind, describe(factors.up), second, factors.up.size_of(RANK) if second is not None else 0)
+    first = describe(factors.up)
+    if second is None:
+        return Pushed(kind, first)
+    is_stack = factors.down is not None and 0 in factors.down.labels
+    return Pushed(kind, first, second, factors.up.size_of(RANK), is_stack)
 
 
 def _list_specs(move: Move, header: Mapping[str, TensorSpec]) -> tuple[list[TensorSpec], Sequence[str]]:

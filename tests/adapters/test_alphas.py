@@ -16,11 +16,12 @@ from torch import Tensor
 import remapkit
 from remapkit.adapters import derive
 from remapkit.adapters.alphas import PeftConfig
-from remapkit.adapters.build import Options
+from remapkit.adapters.build import Options, build_adapter
 from remapkit.adapters.derive import Written
 from remapkit.adapters.numbers import decode_number, is_exact, round_number
 from remapkit.adapters.summary import summarize_adapter
-from remapkit.diagnostics.errors import RemapkitError
+from remapkit.diagnostics.diagnostic import Diagnostic
+from remapkit.diagnostics.errors import FailedCheck, RemapkitError
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 from tests.adapters.wild_kit import (
     DTYPES,
@@ -399,3 +400,31 @@ def test_numbers_are_multiplied_in_without_a_search_for_each_module(
         Model(rules, base).derive(file, Options(target, config=read_config({"lora_alpha": 8}), fold=True))
         counts.append(looked["role"] + looked["side"])
     assert 0 < counts[1] <= 4 * counts[0]
+
+
+def test_a_config_with_other_ranks_is_of_another_adapter() -> None:
+    config = PeftConfig.of({"peft_type": "LORA", "lora_alpha": 64, "r": 64}, "adapter_config.json")
+    found = fail_peft(config)
+    assert [each.code for each in found] == ["RK739"] and "the LoRA rank 64, and its matrices have 2" in found[
+        0
+    ].title
+
+
+def fail_peft(config: PeftConfig) -> tuple[Diagnostic, ...]:
+    base = StateDictSpec({"q.weight": TensorSpec("F32", (6, 4))})
+    shapes = {"lora_A": (2, 4), "lora_B": (6, 2)}
+    header = {f"base_model.model.q.{leaf}.weight": TensorSpec("F32", shape) for leaf, shape in shapes.items()}
+    rules = remapkit.loads("remapkit: 1\nname: t\nrules: [{id: a, path: '{m}.weight', to: 'a.{m}.weight'}]\n")
+    with pytest.raises(FailedCheck) as raised:
+        build_adapter(rules, base, StateDictSpec(header), Options("kohya", config=config), lambda fqn: None)
+    return raised.value.diagnostics
+
+
+@pytest.mark.parametrize(("dtype", "alpha", "codes"), [("F16", 1.0, ["RK734"]), ("BF16", 1.0, []), ("F16", 64.0, [])])
+def test_factors_that_halves_cannot_hold_are_warned_of(dtype: str, alpha: float, codes: list[str]) -> None:
+    base = StateDictSpec({"q.weight": TensorSpec("F32", (6, 4))})
+    shapes = {"lora_down.weight": (128, 4), "lora_up.weight": (6, 128), "alpha": ()}
+    header = {f"lora_unet_q.{leaf}": TensorSpec(dtype, shape) for leaf, shape in shapes.items()}
+    rules = remapkit.loads("remapkit: 1\nname: t\nrules: [{id: a, path: '{m}.weight', to: 'a.{m}.weight'}]\n")
+    built = build_adapter(rules, base, StateDictSpec(header), Options("diffusers"), lambda fqn: alpha)
+    assert [each.code for each in built.diagnostics] == codes

@@ -158,6 +158,15 @@ def test_an_empty_root_chooses_the_modules_without_a_prefix(tiny: Tiny, run: Run
     assert said.code == 0 and "layers.0.to_q.lora_up.weight" in load_file(out), said.text
 
 
+def test_a_root_leaves_out_the_modules_without_a_prefix(tiny: Tiny, run: Run) -> None:
+    bare = {fqn.removeprefix("diffusion_model."): each for fqn, each in make_lora("comfy", ["img_in"]).items()}
+    path = tiny.write("both.safetensors", make_lora("comfy", ["blocks.0.qkv"]) | bare)
+    out = tiny.folder / "new.safetensors"
+    said = run("apply", tiny.rules, path, "-o", out, "--root", "diffusion_model")
+    assert said.code == 0 and "without a prefix left out" in said.text, said.text
+    assert all(fqn.startswith("diffusion_model.") for fqn in load_file(out))
+
+
 def test_a_root_that_is_a_prefix_of_weights_is_a_root(tiny: Tiny, run: Run) -> None:
     weights = {f"transformer.{key}": torch.zeros(shape) for key, shape in SOURCE.items()}
     path, out = tiny.write("weights.safetensors", weights), tiny.folder / "new.safetensors"

@@ -37,7 +37,8 @@ def plan_a_file(pack: str, form: str) -> ResolvedPlan:
     prefix, dot, up, down = FORMS[form]
     tensors = {}
     for key, spec in base.items():
-        if key.endswith(".weight") and len(spec.shape) == 2:
+        # PEFT has no matrices for the stacks that experts become.
+        if key.endswith(".weight") and len(spec.shape) == 2 and not (form.startswith("peft") and ".experts." in key):
             name = prefix + key.removesuffix(".weight").replace(".", dot)
             tensors[f"{name}.{up}"] = TensorSpec("F32", (spec.shape[0], RANK))
             tensors[f"{name}.{down}"] = TensorSpec("F32", (RANK, spec.shape[1]))

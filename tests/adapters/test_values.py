@@ -22,7 +22,8 @@ REFUSALS = re.compile(
     r"cannot follow: (the result (mixes|is a stack, but not of matrices|is not a matrix)"
     r"|.* mixes the rows and the columns|.* along a dimension that has rows and columns"
     r"|.* along a dimension of size 1 that the weight did not have"
-    r"|it (joins stacks|stacks convolutions|concatenates columns and stacks))"
+    r"|it (joins stacks|stacks convolutions|concatenates columns and stacks)"
+    r"|PEFT has no matrices for a stack)"
 )
 """Why updates of a low rank cannot follow operations; RK726: an alpha is not known; RK729: nothing would be left."""
 

@@ -30,8 +30,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a tensor of an unknown module belongs to another model",
         "adapters/names.py",
-        "            if prefix is None or is_own:\n",
-        "            if prefix is None:\n",
+        "            elif prefix is None or is_own:\n",
+        "            elif prefix is None:\n",
         "a misspelt module is an error, not another model's",
         NAMES,
     ),
