@@ -23,9 +23,10 @@ from remapkit.adapters.numbers import is_exact
 from remapkit.adapters.push import Part, Side, Stored, find_rank
 from remapkit.companions.formats import Style
 from remapkit.diagnostics.diagnostic import Diagnostic, Severity
-from remapkit.diagnostics.wording import count_noun, list_names
+from remapkit.diagnostics.wording import count_noun, join_words, list_names
 from remapkit.patterns.literals import literal_text
 from remapkit.rulefile.yaml.emit import emit_flow, emit_scalar
+from remapkit.tensors.dtypes import PLAIN_FLOATS
 from remapkit.tensors.spec import TensorSpec
 
 ReadNumber = Callable[[str], float | None]
@@ -154,6 +155,7 @@ class Carrier:
             notes, place = (list_names(zeros),), self.adapter.header.name
             found.problems.append(Diagnostic("RK737", title, notes=notes, help=help, place=place))
         modules = {module.weight: module for module in self.adapter.modules}
+        self._check_dtypes(folded, modules, found)
         self._warn_of_halves([*folded, *self.literal], modules)
         if biased := [weight for weight in folded if "up_bias" in modules[weight].tensors]:
             title = "an alpha tensor is multiplied in, and the bias of the layer of up would need it too"
@@ -161,6 +163,18 @@ class Carrier:
             notes, place = (list_names(biased),), self.adapter.header.name
             found.problems.append(Diagnostic("RK723", title, notes=notes, help=help, place=place))
         return folded
+
+    def _check_dtypes(self, weights: Sequence[str], modules: Mapping[str, Module], found: Derived) -> None:
+        """Add a problem for alphas, and matrices, that are no plain floats: nothing is multiplied then."""
+        header = self.adapter.header
+        tensors = [fqn for weight in weights for fqn in (self.factors[weight].tensor, modules[weight].tensors["up"])]
+        wrong = [f"{fqn} is {header[fqn].dtype}" for fqn in tensors if fqn and header[fqn].dtype not in PLAIN_FLOATS]
+        if wrong:
+            known = join_words(PLAIN_FLOATS, conjunction="or")
+            title = f"alphas are multiplied into up matrices, and both must be {known}"
+            help = ("convert these tensors before, or choose a format that keeps alphas: --adapter-format kohya",)
+            notes, place = (list_names(wrong),), header.name
+            found.problems.append(Diagnostic("RK737", title, notes=notes, help=help, place=place))
 
     def _warn_of_halves(self, weights: Sequence[str], modules: Mapping[str, Module]) -> None:
         """Note that F16 has few exponents: large factors make infinite values, small ones lose digits."""

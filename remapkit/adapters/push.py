@@ -99,6 +99,11 @@ def push(
     if len(kinds) > 1:
         raise CannotFollow(f"its sources have different kinds of adapters: {join_words(sorted(kinds))}")
     (kind,) = kinds
+    own = [stored[fqn] for fqn in dict.fromkeys(move.sources) if fqn in stored]
+    firsts, seconds = ({spec.dtype for each in own if (spec := getattr(each, name))} for name in ("first", "second"))
+    if len(firsts) > 1 or len(seconds) > 1:
+        known = join_words(sorted(firsts if len(firsts) > 1 else seconds))
+        raise CannotFollow(f"the adapters of its parts are {known}: convert them to one dtype before")
     ops, joined = move.ops, None
     if ops and isinstance(ops[0], Nested):
         raise CannotFollow("it joins what was joined before: derive the adapter for each part of the route")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from remapkit.adapters.alphas import CONFIG, PeftConfig, find_peft_start
 from remapkit.adapters.names import split_leaf
 from remapkit.companions.formats import Formats, Role, read_formats
+from remapkit.diagnostics.errors import UsageError
 from remapkit.diagnostics.wording import count_noun, join_words
 from remapkit.tensors.spec import StateDictSpec, TensorSpec
 
@@ -97,6 +99,7 @@ def _summarize_part(
     ranks: Counter[int | None] = Counter()
     alphas: Counter[float | None] = Counter()
     has_alphas = False
+    config = _find_config(format, prefix, header, config)
     for module, leaves in modules.items():
         own = _sort_roles(leaves)
         kinds[_name_kind(leaves, own)] += 1
@@ -105,11 +108,20 @@ def _summarize_part(
         if "alpha" in own:
             alphas[read(own["alpha"])] += 1
             has_alphas = True
-        elif config is not None and format in ("", "peft"):
+        elif config is not None:
             alphas[config.find_alpha(find_peft_start(prefix) + module[len(prefix) :])] += 1
     declared = read_formats().alphas.get(format, "none")
     alpha_in = "tensor" if has_alphas else "config" if alphas or declared == "config" else "none"
     return AdapterPart(format, prefix, len(modules), dict(kinds.most_common()), dict(ranks), dict(alphas), alpha_in)
+
+
+def _find_config(format: str, prefix: str, header: StateDictSpec, beside: PeftConfig | None) -> PeftConfig | None:
+    """Return the config that has the alphas of a part: the one beside the file, or that in diffusers' metadata."""
+    if format == "diffusers" and prefix:
+        with suppress(UsageError):  # an entry that cannot be read is refused where it is used
+            return PeftConfig.find_in_metadata(header.metadata, prefix.removesuffix("."))
+        return None
+    return beside if format in ("", "peft") else None
 
 
 def _sort_roles(leaves: Mapping[str, str]) -> dict[Role, str]:

@@ -6,6 +6,7 @@ ordinary rules; only the target differs: it is the part of a model that the adap
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ class FollowedAdapter:
             return plan.with_entries({LORA: None})  # no other format has it, and its names are of another model
         component = after.prefix.removesuffix(".")
         new = rewrite_lora_entry(text, component, self.built.renamed, self.built.factors, self.built.fields)
-        return plan.with_entries({LORA: new})
+        return plan.with_entries({LORA: _leave_out(new, tuple(self.built.adapter.outside))})
 
     def check(
         self,
@@ -95,6 +96,13 @@ class FollowedAdapter:
         model = target if held.how == "exact" else replace(whole.target, name=target.name)
         found = check_fit(plan, model, self.built.style.prefix, lenient=lenient)
         return replace(found, how=held.how, notes=(*held.notes, *found.notes))
+
+
+def _leave_out(entry: str, prefixes: tuple[str, ...]) -> str:
+    """Return the metadata entry without the fields of models whose tensors are left out."""
+    fields = json.loads(entry)
+    kept = {name: value for name, value in fields.items() if not name.startswith(prefixes)} if prefixes else fields
+    return entry if len(kept) == len(fields) else json.dumps(kept)
 
 
 def follow_adapter(

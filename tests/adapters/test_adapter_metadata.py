@@ -183,3 +183,16 @@ def test_entries_of_many_modules_are_not_compared_one_by_one(monkeypatch: pytest
     made = rewrite(text, "", {name: [f"new.{name}"] for name in old}, factors)
     assert made == text, "ends of the new names are the old ones"
     assert calls["regex"] == 0 and 0 < calls["ends"] <= 4 * size and 0 < calls["literal"] <= 2 * size
+
+
+def test_fields_of_a_model_that_is_left_out_go(tmp_path: Path) -> None:
+    tensors = {}
+    for name in ("transformer.transformer_blocks.0.attn.to_q", "text_encoder.text_model.encoder.layers.0.mlp.fc1"):
+        tensors[f"{name}.lora_A.weight"] = torch.ones(4, 3072)
+        tensors[f"{name}.lora_B.weight"] = torch.ones(3072, 4)
+    entry = {"transformer.r": 4, "transformer.lora_alpha": 4, "text_encoder.r": 4, "text_encoder.lora_alpha": 4}
+    save_file(tensors, tmp_path / "lora.safetensors", metadata={"lora_adapter_metadata": json.dumps(entry)})
+    remapkit.apply("flux_diffusers", tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "pt") as made:
+        fields = json.loads(made.metadata()["lora_adapter_metadata"])
+    assert {name.partition(".")[0] for name in fields} == {"transformer"}

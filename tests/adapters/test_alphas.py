@@ -428,3 +428,43 @@ def test_factors_that_halves_cannot_hold_are_warned_of(dtype: str, alpha: float,
     rules = remapkit.loads("remapkit: 1\nname: t\nrules: [{id: a, path: '{m}.weight', to: 'a.{m}.weight'}]\n")
     built = build_adapter(rules, base, StateDictSpec(header), Options("diffusers"), lambda fqn: alpha)
     assert [each.code for each in built.diagnostics] == codes
+
+
+@pytest.mark.parametrize(("alpha", "up"), [("I64", "F32"), ("F32", "F8_E4M3")])
+def test_what_nothing_can_be_multiplied_with_is_named(alpha: str, up: str) -> None:
+    base = StateDictSpec({"q.weight": TensorSpec("F32", (6, 4))})
+    specs = {"lora_down.weight": (up, (2, 4)), "lora_up.weight": (up, (6, 2)), "alpha": (alpha, ())}
+    header = StateDictSpec({f"lora_unet_q.{leaf}": TensorSpec(*spec) for leaf, spec in specs.items()})
+    rules = remapkit.loads("remapkit: 1\nname: t\nrules: [{id: a, path: '{m}.weight', to: 'a.{m}.weight'}]\n")
+    with pytest.raises(FailedCheck) as raised:
+        build_adapter(rules, base, header, Options("diffusers"), lambda fqn: 4.0)
+    assert [each.code for each in raised.value.diagnostics] == ["RK737"]
+    assert f"is {alpha if alpha == 'I64' else up}" in str(raised.value)
+    assert build_adapter(rules, base, header, Options(), lambda fqn: 4.0).texts
+
+
+def test_parts_of_different_dtypes_are_not_joined() -> None:
+    base = StateDictSpec({f"{name}.weight": TensorSpec("F32", (6, 4)) for name in "qk"})
+    header = {}
+    for name, dtype in (("q", "F16"), ("k", "F32")):
+        header[f"lora_unet_{name}.lora_down.weight"] = TensorSpec(dtype, (2, 4))
+        header[f"lora_unet_{name}.lora_up.weight"] = TensorSpec(dtype, (6, 2))
+    rules = "rules: [{id: a, concat: {dim: 0, from: [q.weight, k.weight]}, to: qk.weight}]\n"
+    with pytest.raises(FailedCheck, match="the adapters of its parts are F16 and F32"):
+        build_adapter(
+            remapkit.loads("remapkit: 1\nname: t\n" + rules), base, StateDictSpec(header), Options(), lambda fqn: None
+        )
+
+
+def test_peft_has_no_matrices_of_stacks() -> None:
+    base = StateDictSpec({f"e.{n}.w.weight": TensorSpec("F32", (6, 4)) for n in range(2)})
+    header = {}
+    for n in range(2):
+        header[f"lora_unet_e_{n}_w.lora_down.weight"] = TensorSpec("F32", (2, 4))
+        header[f"lora_unet_e_{n}_w.lora_up.weight"] = TensorSpec("F32", (6, 2))
+    rules = remapkit.loads(
+        "remapkit: 1\nname: t\nrules: [{id: a, path: 'e.{n:int}.w.weight', stack: {dim: 0, by: n}, to: e.w}]\n"
+    )
+    with pytest.raises(FailedCheck, match="PEFT has no matrices for a stack of weights"):
+        build_adapter(rules, base, StateDictSpec(header), Options("peft"), lambda fqn: None)
+    assert build_adapter(rules, base, StateDictSpec(header), Options("comfy"), lambda fqn: None).texts

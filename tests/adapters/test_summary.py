@@ -145,3 +145,16 @@ def test_a_config_of_another_kind_is_a_warning(tmp_path: Path) -> None:
     found = remapkit.inspect(tmp_path / "adapter_model.safetensors")
     assert [each.code for each in found.diagnostics] == ["RK725"]
     assert len(found.adapters) == 1
+
+
+def test_alphas_in_the_metadata_of_diffusers_are_told() -> None:
+    shapes = {"lora_A": (2, 4), "lora_B": (6, 2)}
+    tensors = {f"transformer.q.{leaf}.weight": TensorSpec("F32", shape) for leaf, shape in shapes.items()}
+    entry = '{"transformer.r": 2, "transformer.lora_alpha": 16}'
+    for metadata, wanted in (
+        ({"lora_adapter_metadata": entry}, {16.0: 1}),
+        ({"lora_adapter_metadata": "{"}, {}),
+        ({}, {}),
+    ):
+        (part,) = summarize_adapter(StateDictSpec(tensors, metadata=metadata), None, lambda fqn: None)
+        assert part.alphas == wanted
