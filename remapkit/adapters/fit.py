@@ -28,13 +28,14 @@ class ModelFit:
     """How an adapter fits a model: `fitting` is its header with the shapes that fit, without what the model lacks.
 
     `root` is where the model's keys were found in its header. `untouched` are the weights that it does not change:
-    matrices and convolutions.
+    matrices and convolutions. `misfits` says what is missing, or of another shape than the model's weights need.
     """
 
     adapter: Adapter
     fitting: StateDictSpec
     root: str
     untouched: tuple[str, ...]
+    misfits: tuple[str, ...] = ()
 
     @property
     def modules(self) -> int:
@@ -62,17 +63,31 @@ def fit_to_model(
     adapter, model, root = _read_below(header, model, prefix)
     foreign = {*adapter.unknown, *(fqn for fqns in adapter.outside.values() for fqn in fqns)}
     fitting = {fqn: spec for fqn, spec in header.items() if fqn not in foreign}
+    misfits: list[str] = []
     for module in adapter.modules:
+        needed = dict(_list_fitting(module, adapter, model))
+        misfits += _list_misfits(module, header, needed)
         if not lenient:
-            fitting.update(_list_fitting(module, adapter, model))
+            fitting.update(needed)
         for role in _BIASES:
             if (fqn := module.tensors.get(role)) is not None and find_key(module, role) not in model:
                 del fitting[fqn]
     for fqn, key in adapter.whole.items():
+        if header[fqn].shape != model[key].shape:
+            misfits.append(f"{fqn} must be {list(model[key].shape)}, got {list(header[fqn].shape)}")
         fitting[fqn] = replace(header[fqn], shape=header[fqn].shape if lenient else model[key].shape)
     touched = {*(module.weight for module in adapter.modules), *adapter.whole.values()}
     untouched = tuple(key for key, spec in model.items() if len(spec.shape) > 1 and key not in touched)
-    return ModelFit(adapter, StateDictSpec(fitting, name=model.name), root, untouched)
+    return ModelFit(adapter, StateDictSpec(fitting, name=model.name), root, untouched, tuple(misfits))
+
+
+def _list_misfits(module: Module, header: StateDictSpec, needed: Mapping[str, TensorSpec]) -> Iterator[str]:
+    """Yield what a module lacks, and what has another shape than is needed."""
+    for fqn, spec in needed.items():
+        if fqn not in header:
+            yield f"{fqn} is missing: an adapter needs both of its matrices"
+        elif header[fqn].shape != spec.shape:
+            yield f"{fqn} must be {list(spec.shape)}, got {list(header[fqn].shape)}"
 
 
 def _read_below(

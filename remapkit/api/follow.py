@@ -208,12 +208,19 @@ def check_against_model(names: StateDictSpec, model: StateDictSpec, prefix: str 
 
     Raises what `_fit` raises.
     """
-    fit = _fit(names, model, prefix)
+    fit = _fit(names, model, prefix, lenient=True)
     own = {fqn: spec for fqn, spec in names.items() if fqn in fit.fitting}
     plan = make_plan(loads(_KEEP), replace(names, tensors=own))
-    plan = replace(plan, problems=tuple(_report_unknown(fit, model)))
+    plan = replace(plan, problems=(*_report_unknown(fit, model), *_report_misfits(fit, model)))
     notes = (*_report_outside(fit), _describe_fit(fit, model))
     return TargetCheck(make_check(plan, fit.fitting), "exact", notes)
+
+
+def _report_misfits(fit: ModelFit, model: StateDictSpec) -> Iterator[Diagnostic]:
+    if fit.misfits:
+        title = f"the adapter does not fit the model: {count_noun(len(fit.misfits), 'tensor')}"
+        help = ("check that the adapter is for this model and this size of it, and that the file is whole",)
+        yield Diagnostic("RK735", title, notes=(list_names(fit.misfits),), help=help, place=model.name)
 
 
 def _fit(names: StateDictSpec, model: StateDictSpec, prefix: str | None, *, lenient: bool = False) -> ModelFit:

@@ -457,3 +457,18 @@ def test_differences_beside_a_few_matrices_are_an_adapter(tiny: Tiny, run: Run) 
     path, out = tiny.write("lora.safetensors", lora), tiny.folder / "new.safetensors"
     said = run("apply", tiny.rules, path, "-o", out)
     assert said.code == 0 and "is an adapter of" in said.text, said.text
+
+
+@pytest.mark.parametrize("fault", ["half", "rank", "size"])
+def test_a_misfit_of_a_direct_check_is_told_as_one_of_an_adapter(tiny: Tiny, run: Run, fault: str) -> None:
+    lora = make_lora("comfy", ["img_in", "blocks.0.qkv"])
+    up = "diffusion_model.blocks.0.qkv.lora_up.weight"
+    if fault == "half":
+        del lora[up]
+    else:
+        lora[up] = (lora[up][:, :1] if fault == "rank" else lora[up][:3]).contiguous()
+    path = tiny.write("lora.safetensors", lora)
+    model = tiny.write("model.safetensors", {key: torch.zeros(shape) for key, shape in SOURCE.items()})
+    said = run("check", "--ckpt", path, "--target-keys", model)
+    assert said.code == 1 and "RK735" in said.text and up in said.text, said.text
+    assert "RK310" not in said.text and "RK312" not in said.text, said.text
