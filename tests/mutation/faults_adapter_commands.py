@@ -19,8 +19,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tensors of no module of the model pass the check of an adapter",
         "api/follow.py",
-        "plan = replace(plan, problems=tuple(_report_unknown(fit, model)))",
-        "plan = replace(plan, problems=())",
+        "problems=(*_report_unknown(fit, model), *_report_misfits(fit, model))",
+        "problems=(*_report_misfits(fit, model),)",
         "an adapter with a module that the model lacks fails its check",
         COMMANDS,
     ),
