@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from remapkit.adapters.derive import find_key, store_magnitude
-from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.names import Adapter, Module, get_module, read_adapter
-from remapkit.adapters.push import Stored, shape_magnitude, start
+from remapkit.adapters.push import Stored, fits, shape_magnitude
 from remapkit.companions.formats import Role
 from remapkit.diagnostics.errors import UsageError
 from remapkit.tensors.families import mask_indices
@@ -126,7 +125,7 @@ def _list_fitting(
         yield up or _name_matrix(module, adapter, "up"), TensorSpec(dtype, (*rows, *rank))
         yield down or _name_matrix(module, adapter, "down"), TensorSpec(dtype, (*rank, *weight.shape[1:]))
     bias = model.get(find_key(module, "up_bias"), TensorSpec("F32", rows)).shape
-    if (fqn := own.get("magnitude")) is not None and not _fits(stored := store_magnitude(module, header), weight):
+    if (fqn := own.get("magnitude")) is not None and not fits(stored := store_magnitude(module, header), weight):
         yield fqn, replace(header[fqn], shape=shape_magnitude(weight.shape, is_tall=stored.is_tall))
     wanted: dict[Role, tuple[int, ...]] = {"diff_bias": bias, "up_bias": bias, "alpha": ()}
     for role, shape in wanted.items():
@@ -152,12 +151,4 @@ def fits_whole(adapter: Adapter, model: StateDictSpec) -> bool:
 
 def _do_matrices_fit(module: Module, header: StateDictSpec, weight: TensorSpec) -> bool:
     own = module.tensors
-    return "up" in own and "down" in own and _fits(Stored("lora", header[own["up"]], header[own["down"]]), weight)
-
-
-def _fits(stored: Stored, weight: TensorSpec) -> bool:
-    try:
-        start(stored, weight)
-    except CannotFollow:
-        return False
-    return True
+    return "up" in own and "down" in own and fits(Stored("lora", header[own["up"]], header[own["down"]]), weight)

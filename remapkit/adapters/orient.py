@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from remapkit.adapters.factors import CannotFollow
 from remapkit.adapters.names import Adapter, get_module
-from remapkit.adapters.push import Pushed, Stored, find_rank
+from remapkit.adapters.push import Pushed, Stored, fits
 from remapkit.diagnostics.diagnostic import Diagnostic
 from remapkit.diagnostics.errors import FailedCheck
 from remapkit.diagnostics.wording import count_noun, list_names
@@ -33,9 +33,9 @@ def find_transposed(adapter: Adapter, base: Mapping[str, TensorSpec], *, is_flag
         spec = base[module.weight]
         if len(spec.shape) == 2 and {"up", "down"} <= module.tensors.keys():
             stored = Stored("lora", *(adapter.header[module.tensors[role]] for role in ("up", "down")))
-            fits = _fits(stored, spec), _fits(stored, flip_spec(spec))
-            found.setdefault(fits, set()).add(module.weight)
-    flat, turned, square = (found.get(fits, set()) for fits in ((True, False), (False, True), (True, True)))
+            either = fits(stored, spec), fits(stored, flip_spec(spec))
+            found.setdefault(either, set()).add(module.weight)
+    flat, turned, square = (found.get(each, set()) for each in ((True, False), (False, True), (True, True)))
     if square and flat and (turned or is_flagged):
         what = count_noun(len(square), "weight")
         title = f"{what} may be stored as [OUT, IN] or as [IN, OUT], and square matrices do not show it"
@@ -74,11 +74,3 @@ def flip_target(move: Move) -> Move:
 def is_flipped(made: Pushed) -> bool:
     """Return whether the rows of a weight come from columns: its first matrix is made of second ones."""
     return made.second is not None and all(part.place == 1 for part in made.first.parts)
-
-
-def _fits(stored: Stored, spec: TensorSpec) -> bool:
-    try:
-        find_rank(stored, spec)
-    except CannotFollow:
-        return False
-    return True

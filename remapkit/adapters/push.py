@@ -194,6 +194,19 @@ def find_rank(stored: Stored, spec: TensorSpec) -> int:
     return start(stored, spec).up.size_of(RANK)
 
 
+def fits(stored: Stored, spec: TensorSpec) -> bool:
+    """Return whether a stored adapter is one of a weight with this header.
+
+    >>> fits(Stored("rows", TensorSpec("F32", (8,))), TensorSpec("F32", (6, 4)))
+    False
+    """
+    try:
+        start(stored, spec)
+    except CannotFollow:
+        return False
+    return True
+
+
 def _fit_matrices(
     weight: tuple[int, ...], up: tuple[int, ...], down: tuple[int, ...]
 ) -> tuple[Matrix, Matrix] | None:

@@ -331,7 +331,10 @@ class _Checking:
 
     def _check_adapter(self, adapter: FollowedAdapter, plan: ResolvedPlan) -> TargetCheck:
         held = adapter.check(
-            plan, self.named.read(), lambda own, whole: self._check_declared(own, whole, partial=True)
+            plan,
+            self.named.read(),
+            lambda own, whole: self._check_declared(own, whole, partial=True),
+            variants=True,
         )
         if problems := held.problems if held.check is not None else plan.problems:
             raise FailedCheck(problems)

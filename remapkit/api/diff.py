@@ -193,7 +193,9 @@ def _plan_side(
         return reader, None
     if (adapter := follow_adapter(rules, reader.header(), adapters, reader=reader)) is not None:
         plan = adapter.plan(reader.header(), reader.root)
-        held = adapter.check(plan, None, lambda own, whole: check_declared_target(own, whole, partial=True))
+        held = adapter.check(
+            plan, None, lambda own, whole: check_declared_target(own, whole, partial=True), variants=True
+        )
         if problems := held.problems or plan.problems:
             raise FailedCheck(problems)
         return reader, plan

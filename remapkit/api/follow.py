@@ -72,8 +72,13 @@ class FollowedAdapter:
         plan: ResolvedPlan,
         target: StateDictSpec | None,
         check_declared: Callable[[RuleSet, ResolvedPlan], TargetCheck],
+        *,
+        variants: bool = False,
     ) -> TargetCheck:
         """Check that the model of the target has every module of the result, and that the shapes fit.
+
+        With `variants`, shapes that were warned of (RK738) pass: what is only renamed may be for a variant of the
+        declared model with other sizes.
 
         Without a `target`, it is the one that the rules declare, which is that of the weights: what these rules make
         of the model is checked against it by `check_declared`.
@@ -90,8 +95,7 @@ class FollowedAdapter:
             return held
         if held.problems:
             raise FailedCheck(held.problems)
-        # What is only renamed may be for a variant of the model with other sizes: that was warned of.
-        lenient = not fits_whole(self.built.adapter, self.base)
+        lenient = variants and not fits_whole(self.built.adapter, self.base)
         target = held.check.target
         model = target if held.how == "exact" else replace(whole.target, name=target.name)
         found = check_fit(plan, model, self.built.style.prefix, lenient=lenient)

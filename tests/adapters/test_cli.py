@@ -473,3 +473,14 @@ def test_a_misfit_of_a_direct_check_is_told_as_one_of_an_adapter(tiny: Tiny, run
     wanted = up.replace("up", "down") if fault == "rank" else up
     assert said.code == 1 and "RK735" in said.text and f"{wanted} " in said.text, said.text
     assert "RK310" not in said.text and "RK312" not in said.text, said.text
+
+
+def test_check_fails_where_apply_warns_of_another_size(tiny: Tiny, run: Run) -> None:
+    """What is only renamed follows, for a variant of the model; against the declared model it does not fit."""
+    lora = make_lora("comfy", ["img_in"])
+    up = "diffusion_model.img_in.lora_up.weight"
+    lora[up] = lora[up][:3].contiguous()
+    path = tiny.write("lora.safetensors", lora)
+    said = run("apply", tiny.rules, path, "-o", tiny.folder / "new.safetensors")
+    assert said.code == 0 and "RK738" in said.text, said.text
+    assert run("check", tiny.rules, "--ckpt", path).code == 1
